@@ -1,0 +1,190 @@
+//! Requests that may be rejected. Names are verb + noun.
+
+use crate::{
+    Actor, Blocked, CommandId, ConflictPolicy, Duration, Epoch, Failure, OpId, Payload, RetryPolicy,
+    ReusePolicy, Seq, SessionId, TimerKey, TraceContext, WorkerInfo,
+};
+
+/// A request to one existing run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Command {
+    /// The request's id; becomes the `command_id` of its events.
+    pub id: CommandId,
+    /// Who asks.
+    pub actor: Actor,
+    /// What for.
+    pub body: CommandBody,
+}
+
+/// What is asked of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CommandBody {
+    /// Send it a message.
+    Signal {
+        /// Name that the workflow waits for.
+        name: String,
+        /// The sender's id of the signal; a second one with the same id is the same signal.
+        signal_id: String,
+        /// The message.
+        input: Payload,
+    },
+    /// Ask it to stop in its own time.
+    Cancel {
+        /// For a person.
+        reason: String,
+    },
+    /// Stop it now.
+    Terminate {
+        /// For a person.
+        reason: String,
+    },
+    /// Tell it that an instant has come.
+    FireTimer {
+        /// Which.
+        timer: TimerKey,
+    },
+    /// Claim it for a worker.
+    Attach(Attach),
+    /// Take it away from a session that is closed.
+    Detach(Detach),
+    /// Record what its owner did.
+    Commit(WorkerCommit),
+}
+
+/// A claim.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attach {
+    /// The claiming session.
+    pub session: SessionId,
+    /// Which worker.
+    pub worker: WorkerInfo,
+}
+
+/// The end of a claim whose session is closed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detach {
+    /// The closed session. If the run is owned by another one by now, nothing happens.
+    pub session: SessionId,
+}
+
+/// What the owner of a run did since its last commit. Recorded whole or not at all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerCommit {
+    /// Epoch of the sender's claim.
+    pub epoch: Epoch,
+    /// Number of this commit under that epoch: 1, 2, 3 … A resent commit keeps its number.
+    pub number: u32,
+    /// Last event that the worker has applied.
+    pub seen: Seq,
+    /// What it did, in order.
+    pub commands: Vec<CommitCommand>,
+}
+
+/// One thing that a workflow did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CommitCommand {
+    /// An attempt began. Folded into its end when both come in one commit.
+    StartStep {
+        /// The step.
+        step: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt, from 1.
+        attempt: u32,
+    },
+    /// An attempt ended well.
+    CompleteStep {
+        /// The step.
+        step: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt.
+        attempt: u32,
+        /// How long it ran.
+        elapsed: Duration,
+        /// What it returned.
+        result: Payload,
+    },
+    /// An attempt failed; the policy decides whether there is another.
+    FailStep {
+        /// The step.
+        step: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt.
+        attempt: u32,
+        /// How long it ran.
+        elapsed: Duration,
+        /// Why.
+        failure: Failure,
+        /// The step's policy.
+        policy: RetryPolicy,
+    },
+    /// Wake the run after `delay`, counted from when this is decided.
+    StartTimer {
+        /// The timer.
+        timer: OpId,
+        /// How long from now.
+        delay: Duration,
+    },
+    /// The workflow no longer waits for the timer.
+    CancelTimer {
+        /// The timer.
+        timer: OpId,
+    },
+    /// The workflow returned a result.
+    CompleteRun {
+        /// What it returned.
+        result: Payload,
+        /// Signals that it never consumed, by seq.
+        unconsumed: Vec<Seq>,
+    },
+    /// The workflow returned an error.
+    FailRun {
+        /// Why.
+        failure: Failure,
+        /// Signals that it never consumed, by seq.
+        unconsumed: Vec<Seq>,
+    },
+    /// The workflow ended after a cancel request.
+    CancelRun {
+        /// What it said about it.
+        details: String,
+    },
+    /// The workflow only waits: let go of the run. Refused when there are events beyond `seen`.
+    Park,
+    /// Give the run back unfinished.
+    Release {
+        /// Why: empty for a drain, else what went wrong.
+        reason: String,
+    },
+    /// The worker's code and the history do not fit.
+    Block(Box<Blocked>),
+}
+
+/// A request for a new run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StartRun {
+    /// Isolation boundary; must exist.
+    pub namespace: String,
+    /// The caller's business key.
+    pub workflow_id: String,
+    /// Which workflow.
+    pub workflow_type: String,
+    /// Queue whose workers run it.
+    pub task_queue: String,
+    /// Argument of the workflow.
+    pub input: Payload,
+    /// The caller's id of this request: the same id gets the same answer.
+    pub request_id: String,
+    /// Longest life of the run.
+    pub run_timeout: Option<Duration>,
+    /// What to do when a closed run holds the workflow id.
+    pub reuse: ReusePolicy,
+    /// What to do when an open run holds the workflow id.
+    pub conflict: ConflictPolicy,
+    /// W3C trace context of the request.
+    pub trace: TraceContext,
+    /// Who asks, for the history.
+    pub identity: String,
+}

@@ -1,0 +1,261 @@
+//! What the tables beside the log hold: everything here can be computed from the events.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Event, EventBody, Run, RunId, Seq, SessionId, TimerKey, TimerKind, Timestamp};
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// Open: a worker has it, it waits for one, or it waits for a timer or signal.
+    Running,
+    /// Open, and waiting for a worker with other code.
+    Blocked,
+    /// Closed with a result.
+    Completed,
+    /// Closed with a failure.
+    Failed,
+    /// Closed by its workflow after a cancel request.
+    Canceled,
+    /// Closed by force.
+    Terminated,
+    /// Closed by its run timeout.
+    TimedOut,
+}
+
+impl RunStatus {
+    /// Every status, in order.
+    pub const ALL: [Self; 7] = [
+        Self::Running,
+        Self::Blocked,
+        Self::Completed,
+        Self::Failed,
+        Self::Canceled,
+        Self::Terminated,
+        Self::TimedOut,
+    ];
+
+    /// True once the run has ended.
+    pub const fn is_closed(self) -> bool {
+        !matches!(self, Self::Running | Self::Blocked)
+    }
+
+    /// The stable snake_case word used in SQL and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Blocked => "blocked",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::Terminated => "terminated",
+            Self::TimedOut => "timed_out",
+        }
+    }
+
+    /// The status whose word is `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text)
+    }
+}
+
+impl fmt::Display for RunStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The row of a run in lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRow {
+    /// The run.
+    pub run_id: RunId,
+    /// Isolation boundary.
+    pub namespace: String,
+    /// The caller's business key.
+    pub workflow_id: String,
+    /// Which workflow.
+    pub workflow_type: String,
+    /// Queue whose workers run it.
+    pub task_queue: String,
+    /// How it stands.
+    pub status: RunStatus,
+    /// The session that owns it, if one does.
+    pub owner: Option<SessionId>,
+    /// Claims so far.
+    pub epoch: Epoch,
+    /// Build of the last owner; empty before the first.
+    pub build_id: String,
+    /// Why it is blocked; empty when it is not.
+    pub blocked: String,
+    /// Somebody asked it to stop.
+    pub cancel_requested: bool,
+    /// When it was started (database time).
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub closed_at: Option<Timestamp>,
+    /// The event that this row was last written with. The history may be longer.
+    pub last_seq: Seq,
+}
+
+/// A pending timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Timer {
+    /// Which.
+    pub key: TimerKey,
+    /// When it is due.
+    pub fire_at: Timestamp,
+}
+
+/// A task queue of a namespace: where a run's worker is found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct QueueKey {
+    /// Isolation boundary.
+    pub namespace: String,
+    /// The queue.
+    pub task_queue: String,
+}
+
+/// One change of a projection table, in the transaction of the events it follows from. Values are
+/// absolute, so writing one twice changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Insert or overwrite the run's row, if the stored one is older (`last_seq`).
+    Run(Box<RunRow>),
+    /// Insert or overwrite a timer.
+    TimerSet(Timer),
+    /// Delete a timer, if it is there.
+    TimerDeleted(TimerKey),
+    /// Delete all timers of the run.
+    TimersCleared,
+    /// Insert the run's task: it needs a worker of this queue.
+    TaskSet(QueueKey),
+    /// Delete the run's task, if it is there.
+    TaskDeleted,
+    /// Note that the owner has to be told of events up to `seq`: it is connected elsewhere.
+    WakeSet {
+        /// Last event that it has to see.
+        seq: Seq,
+    },
+    /// The owner has seen all up to `up_to`.
+    WakesDeleted {
+        /// Last event that it has seen.
+        up_to: Seq,
+    },
+}
+
+/// What the projection tables should hold for one run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Projection {
+    /// Its row. `last_seq` is that of the last event that changes what the row shows.
+    pub row: RunRow,
+    /// Its pending timers, sorted.
+    pub timers: Vec<Timer>,
+    /// The queue of its task, if it needs a worker.
+    pub task: Option<QueueKey>,
+}
+
+/// What the tables hold about a run before an append; taken before the events are applied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteBasis {
+    has_task: bool,
+    has_timers: bool,
+}
+
+impl WriteBasis {
+    /// The basis of a run that does not exist yet.
+    pub const NEW: Self = Self { has_task: false, has_timers: false };
+
+    /// The basis of `run` as it stands now.
+    pub fn of(run: &Run) -> Self {
+        Self { has_task: run.needs_worker(), has_timers: run.has_timers() }
+    }
+
+    /// The writes that bring the tables from this basis to `run`, which has applied `events` since.
+    ///
+    /// Decisions that are appended together are projected together: a task that one of them set and
+    /// the next one took away is never written.
+    pub fn writes(self, run: &Run, events: &[Event]) -> Vec<Write> {
+        let mut writes = Vec::new();
+        if run.status().is_closed() {
+            if self.has_timers {
+                writes.push(Write::TimersCleared);
+            }
+        } else {
+            let mut touched: Vec<TimerKey> = events.iter().flat_map(|e| timers_touched(&e.body)).collect();
+            touched.sort_unstable();
+            touched.dedup();
+            writes.extend(touched.into_iter().map(|key| match run.timer(key) {
+                Some(fire_at) => Write::TimerSet(Timer { key, fire_at }),
+                None => Write::TimerDeleted(key),
+            }));
+        }
+        match (self.has_task, run.needs_worker()) {
+            (false, true) => writes.push(Write::TaskSet(run.queue())),
+            (true, false) => writes.push(Write::TaskDeleted),
+            _ => {}
+        }
+        if events.iter().any(|e| changes_row(&e.body)) {
+            writes.push(Write::Run(Box::new(run.row())));
+        }
+        writes
+    }
+}
+
+/// True for events that change what the run's row shows.
+pub(crate) fn changes_row(body: &EventBody) -> bool {
+    match body {
+        EventBody::RunStarted(_)
+        | EventBody::WorkerAttached { .. }
+        | EventBody::WorkerDetached { .. }
+        | EventBody::CancelRequested { .. }
+        | EventBody::RunBlocked(_)
+        | EventBody::RunUnblocked { .. } => true,
+        EventBody::StepStarted { .. }
+        | EventBody::StepCompleted { .. }
+        | EventBody::StepFailed { .. }
+        | EventBody::TimerStarted { .. }
+        | EventBody::TimerFired { .. }
+        | EventBody::TimerCanceled { .. }
+        | EventBody::SignalReceived { .. }
+        | EventBody::Ignored { .. } => false,
+        EventBody::RunCompleted { .. }
+        | EventBody::RunFailed { .. }
+        | EventBody::RunCanceled { .. }
+        | EventBody::RunTerminated { .. }
+        | EventBody::RunTimedOut => true,
+    }
+}
+
+fn timers_touched(body: &EventBody) -> Option<TimerKey> {
+    match body {
+        EventBody::RunStarted(s) => s.run_timeout.map(|_| TimerKey::RUN_TIMEOUT),
+        EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => Some(TimerKey::timer(*timer)),
+        EventBody::TimerFired { timer } => Some(*timer),
+        EventBody::StepFailed { step, .. } => Some(TimerKey::retry(*step)),
+        // Only a later attempt can have a retry timer to clear.
+        EventBody::StepStarted { step, attempt, .. } | EventBody::StepCompleted { step, attempt, .. } => {
+            (*attempt > 1).then_some(TimerKey::retry(*step))
+        }
+        _ => None,
+    }
+}
+
+impl TimerKind {
+    /// The stable word used in SQL.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Timer => "timer",
+            Self::Retry => "retry",
+            Self::RunTimeout => "run_timeout",
+        }
+    }
+
+    /// The kind whose word is `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Timer, Self::Retry, Self::RunTimeout].into_iter().find(|k| k.as_str() == text)
+    }
+}

@@ -1,0 +1,1 @@
+//! Holding a workflow against its history.

@@ -1,0 +1,236 @@
+//! Deciding what an owner did. A commit is recorded whole or not at all.
+
+use super::Run;
+use super::decide::{Draft, check_payload, cut};
+use crate::{
+    Blocked, CommitCommand, DetachReason, Duration, EventBody, Failure, OpId, Payload, Rejection, RetryDecision,
+    RetryPolicy, TimerKey, WorkerCommit, limits, validate_name,
+};
+
+/// What the commands before one in the same commit changed about one step or timer.
+#[derive(Default)]
+struct Overlay {
+    ended: Vec<OpId>,
+    timers_started: Vec<OpId>,
+    detached: bool,
+}
+
+/// Appends the events of `commit` to the draft.
+pub(super) fn decide(draft: &mut Draft<'_>, commit: &WorkerCommit) -> Result<(), Rejection> {
+    let run = draft.run;
+    // Epoch first: a claim is what makes a sender the owner, and claims only ever rise.
+    if commit.epoch != run.epoch {
+        return Err(Rejection::Fenced { current: run.epoch, sent: commit.epoch });
+    }
+    if commit.number <= run.committed {
+        return Ok(());
+    }
+    if run.owner.is_none() {
+        return Err(Rejection::Fenced { current: run.epoch, sent: commit.epoch });
+    }
+    if commit.seen > run.seq {
+        return invalid(format!("the worker has seen event {}, the run ends at {}", commit.seen, run.seq));
+    }
+    if commit.commands.is_empty() || commit.commands.len() > limits::COMMIT_COMMANDS_MAX {
+        return invalid(format!("a commit holds 1 to {} commands", limits::COMMIT_COMMANDS_MAX));
+    }
+    let mut overlay = Overlay::default();
+    for (index, command) in commit.commands.iter().enumerate() {
+        if overlay.detached {
+            return invalid("commands follow the one that ends the worker's turn".to_owned());
+        }
+        one(draft, commit, index, command, &mut overlay)?;
+    }
+    stop_if_too_large(draft);
+    Ok(())
+}
+
+fn one(
+    draft: &mut Draft<'_>,
+    commit: &WorkerCommit,
+    index: usize,
+    command: &CommitCommand,
+    overlay: &mut Overlay,
+) -> Result<(), Rejection> {
+    match command {
+        CommitCommand::StartStep { step, name, attempt } => {
+            check_step(draft.run, overlay, *step, name, *attempt)?;
+            if !ends_later(&commit.commands[index + 1..], *step, *attempt) {
+                draft.push(EventBody::StepStarted { step: *step, name: name.clone(), attempt: *attempt });
+            }
+        }
+        CommitCommand::CompleteStep { step, name, attempt, elapsed, result } => {
+            check_step(draft.run, overlay, *step, name, *attempt)?;
+            check_payload("result", result)?;
+            overlay.ended.push(*step);
+            draft.push(EventBody::StepCompleted {
+                step: *step,
+                name: name.clone(),
+                attempt: *attempt,
+                elapsed: *elapsed,
+                result: result.clone(),
+            });
+        }
+        CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy } => {
+            check_step(draft.run, overlay, *step, name, *attempt)?;
+            overlay.ended.push(*step);
+            fail_step(draft, (*step, name, *attempt, *elapsed), failure, policy)?;
+        }
+        CommitCommand::StartTimer { timer, delay } => start_timer(draft, overlay, *timer, *delay)?,
+        CommitCommand::CancelTimer { timer } => {
+            let pending = draft.run.timer(TimerKey::timer(*timer)).is_some();
+            if pending || overlay.timers_started.contains(timer) {
+                draft.push(EventBody::TimerCanceled { timer: *timer });
+            } else if !draft.run.timers_ended.contains(*timer) {
+                return invalid(format!("timer {timer} was never started"));
+            }
+            // Fired meanwhile: the workflow will see that and has nothing to cancel.
+        }
+        CommitCommand::CompleteRun { result, unconsumed } => {
+            check_payload("result", result)?;
+            overlay.detached = true;
+            draft.push(EventBody::RunCompleted { result: result.clone(), unconsumed: unconsumed.clone() });
+        }
+        CommitCommand::FailRun { failure, unconsumed } => {
+            overlay.detached = true;
+            let failure = check_failure(failure)?;
+            draft.push(EventBody::RunFailed { failure, unconsumed: unconsumed.clone() });
+        }
+        CommitCommand::CancelRun { details } => {
+            overlay.detached = true;
+            draft.push(EventBody::RunCanceled { details: cut(details) });
+        }
+        CommitCommand::Park => {
+            if commit.seen != draft.run.seq {
+                return Err(Rejection::UnseenEvents { seen: commit.seen, tail: draft.run.seq });
+            }
+            overlay.detached = true;
+            draft.push(EventBody::WorkerDetached { reason: DetachReason::Parked });
+        }
+        CommitCommand::Release { reason } => {
+            overlay.detached = true;
+            draft.push(EventBody::WorkerDetached { reason: DetachReason::Released(cut(reason)) });
+        }
+        CommitCommand::Block(blocked) => {
+            overlay.detached = true;
+            draft.push(EventBody::RunBlocked(Box::new(Blocked {
+                expected: cut(&blocked.expected),
+                produced: cut(&blocked.produced),
+                source: cut(&blocked.source),
+                hint: cut(&blocked.hint),
+                ..(**blocked).clone()
+            })));
+        }
+    }
+    Ok(())
+}
+
+/// A step may be recorded on when it has not ended and the attempt does not go backwards.
+fn check_step(run: &Run, overlay: &Overlay, step: OpId, name: &str, attempt: u32) -> Result<(), Rejection> {
+    validate_name("step name", name)?;
+    if step.0 == 0 || attempt == 0 {
+        return invalid("step ids and attempts count from 1".to_owned());
+    }
+    if run.steps_ended.contains(step) || overlay.ended.contains(&step) {
+        return invalid(format!("step {step} '{name}' has ended already"));
+    }
+    if run.timer(TimerKey::timer(step)).is_some() || run.timers_ended.contains(step) {
+        return invalid(format!("{step} is a timer, not a step"));
+    }
+    match run.step(step) {
+        Some(s) if s.running && attempt < s.attempt => {
+            invalid(format!("attempt {attempt} of step {step} comes after attempt {}", s.attempt))
+        }
+        Some(s) if !s.running && attempt <= s.attempt => {
+            invalid(format!("attempt {attempt} of step {step} has failed already"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// True when the same attempt ends within the same commit: both transitions fold into one event.
+fn ends_later(rest: &[CommitCommand], id: OpId, number: u32) -> bool {
+    rest.iter().any(|c| match c {
+        CommitCommand::CompleteStep { step, attempt, .. } | CommitCommand::FailStep { step, attempt, .. } => {
+            *step == id && *attempt == number
+        }
+        _ => false,
+    })
+}
+
+fn fail_step(
+    draft: &mut Draft<'_>,
+    (step, name, attempt, elapsed): (OpId, &str, u32, Duration),
+    failure: &Failure,
+    policy: &RetryPolicy,
+) -> Result<(), Rejection> {
+    policy.validate()?;
+    let failure = check_failure(failure)?;
+    let failures = draft.run.step(step).map_or(0, |s| s.failures) + 1;
+    let seed = draft.run.start.seed ^ (u64::from(step.0) << 32);
+    let retry_at = match policy.after_failure(failures, &failure, seed) {
+        RetryDecision::After(delay) => Some(draft.now.after(delay)),
+        RetryDecision::Final => None,
+    };
+    draft.push(EventBody::StepFailed { step, name: name.to_owned(), attempt, elapsed, failure, retry_at });
+    Ok(())
+}
+
+fn start_timer(draft: &mut Draft<'_>, overlay: &mut Overlay, timer: OpId, delay: Duration) -> Result<(), Rejection> {
+    if delay > limits::DURATION_MAX {
+        return invalid(format!("timer {timer} is longer than 100 years"));
+    }
+    let run = draft.run;
+    let known = run.timer(TimerKey::timer(timer)).is_some() || run.timers_ended.contains(timer);
+    if timer.0 == 0 || known || overlay.timers_started.contains(&timer) {
+        return invalid(format!("timer {timer} was started already"));
+    }
+    if run.step(timer).is_some() || run.steps_ended.contains(timer) {
+        return invalid(format!("{timer} is a step, not a timer"));
+    }
+    overlay.timers_started.push(timer);
+    draft.push(EventBody::TimerStarted { timer, fire_at: draft.now.after(delay) });
+    Ok(())
+}
+
+fn check_failure(failure: &Failure) -> Result<Failure, Rejection> {
+    check_payload("failure.details", &failure.details)?;
+    let mut kept = failure.clone();
+    let mut depth = 0;
+    let mut at = Some(&mut kept);
+    while let Some(f) = at {
+        depth += 1;
+        f.kind = cut(&f.kind).chars().take(limits::NAME_BYTES_MAX).collect();
+        f.message = cut(&f.message);
+        if depth == 8 {
+            f.cause = None;
+        }
+        at = f.cause.as_deref_mut();
+    }
+    Ok(kept)
+}
+
+/// A history at its limit ends the run in a way that says so, in place of what would have gone beyond.
+fn stop_if_too_large(draft: &mut Draft<'_>) {
+    let run = draft.run;
+    let events = run.seq + draft.events.len() as u64;
+    let added: u64 = draft.events.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len() as u64).sum();
+    let bytes = run.bytes + added;
+    let within = events <= limits::HISTORY_EVENTS_MAX && bytes <= limits::HISTORY_BYTES_MAX;
+    if within || draft.events.last().is_some_and(|e| e.body.is_terminal()) {
+        return;
+    }
+    draft.events.clear();
+    let message = format!(
+        "the history would have grown to {events} events and {bytes} bytes of payload; the limits are {} and {}. \
+         Split the workflow into several runs",
+        limits::HISTORY_EVENTS_MAX,
+        limits::HISTORY_BYTES_MAX
+    );
+    let failure = Failure { details: Payload::default(), ..Failure::new("HistoryTooLarge", message).non_retryable() };
+    draft.push(EventBody::RunFailed { failure, unconsumed: Vec::new() });
+}
+
+fn invalid<T>(problem: String) -> Result<T, Rejection> {
+    Err(Rejection::InvalidCommands { problem })
+}

@@ -1,0 +1,195 @@
+//! Turning a request into facts, or refusing it.
+
+use super::{Owner, Run, commit};
+use crate::{
+    Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommandId, Detach, DetachReason, Epoch, Event,
+    EventBody, Payload, Rejection, RunStatus, TimerKey, TimerKind, Timestamp, limits, validate_name,
+};
+
+/// What a request leads to. What the tables beside the log have to change follows from the events
+/// ([`WriteBasis`](crate::WriteBasis)), and what to tell whom follows from those writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Facts to append, seqs following the run's last one. Empty when the request had happened already.
+    pub events: Vec<Event>,
+}
+
+/// Builds the events of one decision.
+pub(super) struct Draft<'a> {
+    pub(super) run: &'a Run,
+    pub(super) now: Timestamp,
+    command_id: CommandId,
+    actor: &'a Actor,
+    epoch: Epoch,
+    pub(super) events: Vec<Event>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn push(&mut self, body: EventBody) {
+        if matches!(body, EventBody::WorkerAttached { .. }) {
+            self.epoch += 1;
+        }
+        self.events.push(Event {
+            seq: self.run.seq + 1 + self.events.len() as u64,
+            at: self.now,
+            epoch: self.epoch,
+            command_id: self.command_id,
+            actor: self.actor.clone(),
+            body,
+        });
+    }
+}
+
+/// Decides one request on a run as it stands.
+///
+/// Pure: the same run, command and time give the same answer. A request that has happened already (the
+/// same signal id, commit number or cancel) gives no events and no rejection.
+///
+/// # Errors
+/// [`Rejection`]; nothing of the request happens then.
+pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, Rejection> {
+    let mut draft =
+        Draft { run, now, command_id: command.id, actor: &command.actor, epoch: run.epoch, events: Vec::new() };
+    if run.status.is_closed() {
+        return closed(run, command).map(|()| Decision::default());
+    }
+    match &command.body {
+        CommandBody::Signal { name, signal_id, input } => signal(&mut draft, name, signal_id, input)?,
+        CommandBody::Cancel { reason } => {
+            if !run.cancel_requested {
+                draft.push(EventBody::CancelRequested { reason: cut(reason) });
+            }
+        }
+        CommandBody::Terminate { reason } => draft.push(EventBody::RunTerminated { reason: cut(reason) }),
+        CommandBody::FireTimer { timer } => fire_timer(&mut draft, *timer)?,
+        CommandBody::Attach(attach) => attach_worker(&mut draft, attach)?,
+        CommandBody::Detach(detach) => lose_worker(&mut draft, detach),
+        CommandBody::Commit(worker_commit) => commit::decide(&mut draft, worker_commit)?,
+    }
+    Ok(Decision { events: draft.events })
+}
+
+/// Terminal states absorb: a repeat of what ended the run is fine, all else is refused.
+fn closed(run: &Run, command: &Command) -> Result<(), Rejection> {
+    let refused = Err(Rejection::RunClosed { status: run.status });
+    match &command.body {
+        CommandBody::Signal { signal_id, .. } if run.signals.contains(signal_id) => Ok(()),
+        CommandBody::Cancel { .. } if run.cancel_command == Some(command.id) => Ok(()),
+        CommandBody::Terminate { .. } if run.last_command == command.id => Ok(()),
+        // The owner sends its last commit again because the answer was lost.
+        CommandBody::Commit(c) if c.epoch == run.epoch && c.number <= run.committed => Ok(()),
+        CommandBody::FireTimer { .. } | CommandBody::Detach(_) => Ok(()),
+        _ => refused,
+    }
+}
+
+fn signal(draft: &mut Draft<'_>, name: &str, signal_id: &str, input: &Payload) -> Result<(), Rejection> {
+    validate_name("name", name)?;
+    validate_name("request_id", signal_id)?;
+    check_payload("input", input)?;
+    let run = draft.run;
+    if run.signals.contains(signal_id) {
+        return Ok(());
+    }
+    let limit = |what, actual, limit| Err(Rejection::LimitExceeded { what, actual, limit });
+    if run.signals.len() >= limits::SIGNALS_MAX {
+        return limit("signals of the run", run.signals.len() as u64 + 1, limits::SIGNALS_MAX as u64);
+    }
+    // The workflow keeps a reserve of history to end itself with.
+    if run.seq + 1 > limits::HISTORY_EVENTS_WARN {
+        return limit("history events", run.seq + 1, limits::HISTORY_EVENTS_WARN);
+    }
+    let bytes = run.bytes + input.data.len() as u64;
+    if bytes > limits::HISTORY_BYTES_WARN {
+        return limit("history bytes", bytes, limits::HISTORY_BYTES_WARN);
+    }
+    draft.push(EventBody::SignalReceived {
+        name: name.to_owned(),
+        signal_id: signal_id.to_owned(),
+        input: input.clone(),
+    });
+    Ok(())
+}
+
+fn fire_timer(draft: &mut Draft<'_>, timer: TimerKey) -> Result<(), Rejection> {
+    let Some(due) = draft.run.timer(timer) else { return Ok(()) };
+    if due > draft.now {
+        return Err(Rejection::NotDue);
+    }
+    match timer.kind {
+        TimerKind::RunTimeout => draft.push(EventBody::RunTimedOut),
+        TimerKind::Timer => draft.push(EventBody::TimerFired { timer }),
+        // An owner starts the next attempt by itself; only a run without one has to be woken. A blocked
+        // run cannot do anything about it yet, and gets its attempt when it is unblocked.
+        TimerKind::Retry if draft.run.owner.is_none() && draft.run.status == RunStatus::Running => {
+            draft.push(EventBody::TimerFired { timer });
+        }
+        TimerKind::Retry => {}
+    }
+    Ok(())
+}
+
+fn attach_worker(draft: &mut Draft<'_>, attach: &Attach) -> Result<(), Rejection> {
+    let run = draft.run;
+    match &run.owner {
+        Some(owner) if owner.session == attach.session => return Ok(()),
+        Some(_) => return Err(Rejection::AlreadyAttached { epoch: run.epoch }),
+        None => {}
+    }
+    if run.status == RunStatus::Blocked {
+        // Only other code than that which met the obstacle is worth a try.
+        if run.build_id == attach.worker.build_id {
+            return Err(Rejection::NotRunnable);
+        }
+        draft.push(EventBody::RunUnblocked { build_id: attach.worker.build_id.clone() });
+    } else if !run.needs_worker {
+        return Err(Rejection::NotRunnable);
+    } else if run.fruitless >= limits::FRUITLESS_ATTACHES_MAX {
+        let produced = if run.last_release.is_empty() {
+            "nothing was recorded before the worker was lost".to_owned()
+        } else {
+            run.last_release.clone()
+        };
+        draft.push(EventBody::RunBlocked(Box::new(Blocked {
+            kind: BlockKind::Poison,
+            at_seq: 0,
+            expected: format!("progress within {} attaches", limits::FRUITLESS_ATTACHES_MAX),
+            produced,
+            source: String::new(),
+            hint: "fix the workflow and start its worker with another build id".to_owned(),
+            build_id: run.build_id.clone(),
+        })));
+        return Ok(());
+    }
+    draft.push(EventBody::WorkerAttached { session: attach.session, worker: attach.worker.clone() });
+    Ok(())
+}
+
+fn lose_worker(draft: &mut Draft<'_>, detach: &Detach) {
+    if draft.run.owner.as_ref().is_some_and(|Owner { session, .. }| *session == detach.session) {
+        draft.push(EventBody::WorkerDetached { reason: DetachReason::Lost });
+    }
+}
+
+/// Refuses a payload that is too large.
+pub(crate) fn check_payload(field: &'static str, payload: &Payload) -> Result<(), Rejection> {
+    let size = payload.data.len();
+    if size > limits::PAYLOAD_BYTES_MAX {
+        let limit = limits::PAYLOAD_BYTES_MAX as u64;
+        return Err(Rejection::LimitExceeded { what: field, actual: size as u64, limit });
+    }
+    if payload.encoding.len() > limits::NAME_BYTES_MAX {
+        let problem = "has an encoding name longer than 255 bytes".to_owned();
+        return Err(Rejection::InvalidArgument { field, problem });
+    }
+    Ok(())
+}
+
+/// Text for a person, cut at the limit on a character boundary, without NUL (Postgres cannot store it).
+pub(crate) fn cut(text: &str) -> String {
+    let mut end = text.len().min(limits::MESSAGE_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].replace('\0', "\u{fffd}")
+}

@@ -1,0 +1,1 @@
+//! The implementation for a single node.

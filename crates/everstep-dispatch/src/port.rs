@@ -1,0 +1,87 @@
+//! The trait and what it carries.
+
+use async_trait::async_trait;
+use everstep_core::{NodeId, QueueKey, RunId, Seq, TraceContext};
+use serde::{Deserialize, Serialize};
+
+/// "This run needs a worker." Ids only, never user data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskHint {
+    /// The run.
+    pub run_id: RunId,
+    /// Where its worker would be found.
+    pub queue: QueueKey,
+    /// Trace context of whoever caused this, carried in the message's headers.
+    #[serde(skip)]
+    pub trace: TraceContext,
+}
+
+/// "This run has events up to `tail`." Told to every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The run.
+    pub run_id: RunId,
+    /// Its last event, as far as the sender knows.
+    pub tail: Seq,
+    /// The run has ended.
+    pub closed: bool,
+    /// Who says so; a node skips its own.
+    pub node: NodeId,
+}
+
+/// A hint as it was delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The hint.
+    pub hint: TaskHint,
+    /// What [`Dispatch::ack`] takes.
+    pub token: u64,
+    /// 1 for the first delivery, more for a repeated one.
+    pub attempt: u64,
+}
+
+/// A dispatch call failed. The caller goes on: the sweep heals what is lost.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The messaging system cannot be reached.
+    #[error("dispatch is unavailable: {0}")]
+    Unavailable(String),
+    /// It refused the message as such (too large, bad subject).
+    #[error("dispatch refused the message: {0}")]
+    Refused(String),
+}
+
+/// Hints between nodes.
+#[async_trait]
+pub trait Dispatch: Send + Sync + 'static {
+    /// Offers a task to whichever node pulls from its queue first.
+    ///
+    /// # Errors
+    /// Both variants of [`Error`]; the hint is then lost.
+    async fn publish(&self, hint: TaskHint) -> Result<(), Error>;
+
+    /// Waits for hints of `queue` and takes up to `max` of them. Cancel safe: a hint that was taken but
+    /// not returned comes again.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; call again after a pause.
+    async fn pull(&self, queue: &QueueKey, max: usize) -> Result<Vec<Delivery>, Error>;
+
+    /// The hint was acted on and need not come again. Best effort.
+    async fn ack(&self, token: u64);
+
+    /// Tells every other node. Best effort.
+    async fn notify(&self, notice: Notice);
+
+    /// Waits for notices from other nodes. Cancel safe. Never returns when there are no other nodes.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; call again after a pause, and suppose that notices were lost.
+    async fn notices(&self) -> Result<Vec<Notice>, Error>;
+
+    /// True when hints can reach a node that is not this one.
+    fn is_shared(&self) -> bool;
+
+    /// True while the messaging system is reachable.
+    fn is_connected(&self) -> bool;
+}

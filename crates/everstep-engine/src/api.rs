@@ -1,0 +1,390 @@
+//! The engine as its callers see it.
+
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use everstep_core::{
+    CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection, RunId, RunStatus,
+    Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
+};
+use everstep_dispatch::Dispatch;
+use everstep_store::{self as store, RunRecord, Store};
+use tokio::sync::mpsc;
+
+/// How a node behaves. The defaults suit production.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// This process.
+    pub node_id: NodeId,
+    /// How long a worker's session lives without a heartbeat. Default 10 s.
+    pub lease: Duration,
+    /// How often the sweep looks for what was lost. Default 1 s.
+    pub sweep_interval: StdDuration,
+    /// Committer lanes: appends in flight at one time. Default 2.
+    pub lanes: usize,
+    /// Most appends in one batch. Default 256.
+    pub batch_max: usize,
+    /// Seed of run ids and workflow seeds; from the operating system's entropy unless a test says else.
+    pub seed: u64,
+}
+
+/// A call was not carried out.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Refused by a rule; nothing was written.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// There is no such run.
+    #[error("no run {0}")]
+    RunNotFound(String),
+    /// There is no such namespace.
+    #[error("no namespace '{0}'")]
+    NamespaceNotFound(String),
+    /// The store failed. `OutcomeUnknown` means that the request may have been carried out: repeat it
+    /// with the same request id.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Other requests kept winning the race for this run. Nothing was written.
+    #[error("the run is busy: lost {attempts} races in a row")]
+    Contention {
+        /// Races lost.
+        attempts: u32,
+    },
+    /// The node is shutting down. Nothing was written.
+    #[error("the node is shutting down")]
+    Stopping,
+    /// The session token is malformed.
+    #[error("the session token is not one of ours")]
+    BadToken,
+}
+
+/// Names a run in a request: by id, or the latest run of a workflow id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunSelector {
+    /// Isolation boundary: a run of another namespace is not found.
+    pub namespace: String,
+    /// The run.
+    pub run_id: Option<RunId>,
+    /// The business key; with `run_id`, they must belong together.
+    pub workflow_id: Option<String>,
+}
+
+/// The answer to a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The run.
+    pub run_id: RunId,
+    /// False when it was there already.
+    pub started: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// With which status.
+    pub status: RunStatus,
+    /// What it returned; empty unless completed.
+    pub result: Payload,
+    /// Why it did not complete; `None` when completed.
+    pub failure: Option<Failure>,
+}
+
+/// A worker introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The worker's namespace.
+    pub namespace: String,
+    /// Queues that it takes runs from.
+    pub task_queues: Vec<String>,
+    /// Who it is.
+    pub worker: WorkerInfo,
+    /// Runs that it takes at one time.
+    pub run_slots: u32,
+    /// The session to take up again.
+    pub resume: Option<SessionId>,
+    /// What it still holds of that session.
+    pub held: Vec<HeldRun>,
+}
+
+/// A run that a reconnecting worker holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldRun {
+    /// The run.
+    pub run_id: RunId,
+    /// The worker's epoch.
+    pub epoch: Epoch,
+    /// Last event that it has applied.
+    pub seen: Seq,
+}
+
+/// From a worker to the engine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkerIn {
+    /// "I live."
+    Heartbeat {
+        /// Echoed in the acknowledgement.
+        number: u64,
+    },
+    /// What a workflow did.
+    Commit {
+        /// The run.
+        run_id: RunId,
+        /// What it did.
+        commit: WorkerCommit,
+    },
+    /// The worker lacks the prefix that an activation supposed.
+    NeedHistory {
+        /// The run.
+        run_id: RunId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The worker has let go of everything.
+    Goodbye,
+}
+
+/// From the engine to a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkerOut {
+    /// The session is open. Always first.
+    Welcome {
+        /// The session.
+        session_id: SessionId,
+        /// Its lease, from the last heartbeat's sending.
+        lease: Duration,
+        /// The session that Hello named goes on.
+        resumed: bool,
+    },
+    /// The lease was extended.
+    HeartbeatAck {
+        /// From the heartbeat.
+        number: u64,
+    },
+    /// Take this run.
+    Activate {
+        /// The run.
+        run_id: RunId,
+        /// The claim.
+        epoch: Epoch,
+        /// Its history, whole or from after `base` on. Shared, not copied.
+        events: Arc<Vec<Event>>,
+        /// The prefix that the worker is supposed to have: its last seq and that event's command.
+        base: Option<(Seq, CommandId)>,
+    },
+    /// New events of a run that the worker holds.
+    Events {
+        /// The run.
+        run_id: RunId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The events; only those with a seq of at least `from` concern the worker.
+        events: Arc<Vec<Event>>,
+        /// First seq to send.
+        from: Seq,
+        /// Greatest commit number recorded in or before these.
+        committed: u32,
+    },
+    /// A commit was refused.
+    Rejected {
+        /// The run.
+        run_id: RunId,
+        /// The sender's epoch.
+        epoch: Epoch,
+        /// The commit.
+        number: u32,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// Forget this run.
+    Evict {
+        /// The run.
+        run_id: RunId,
+        /// The epoch that is over.
+        epoch: Epoch,
+        /// For the worker's log.
+        reason: &'static str,
+    },
+    /// This node is going away.
+    Drain,
+    /// The session is over. Last message.
+    SessionClosed {
+        /// For the worker's log.
+        reason: &'static str,
+    },
+}
+
+/// One worker's two directions. Dropping it disconnects the worker; its session lives on until its lease
+/// ends.
+#[derive(Debug)]
+pub struct WorkerLink {
+    /// To the engine. Closed when the node has stopped.
+    pub to_engine: WorkerSender,
+    /// From the engine, in order; `recv_many` coalesces. Closed after the last message.
+    pub from_engine: mpsc::Receiver<WorkerOut>,
+}
+
+/// The worker's end towards the engine; say [`WorkerSender::send`] for each message, in order.
+#[derive(Debug)]
+pub struct WorkerSender {
+    pub(crate) link: u64,
+    pub(crate) inputs: mpsc::Sender<crate::driver::Message>,
+}
+
+/// A run's tail as this node hears of it.
+#[derive(Debug)]
+pub struct RunWatch {
+    pub(crate) inner: crate::hub::Watch,
+}
+
+/// Figures of a node, for metrics and readiness.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Workers connected to this node.
+    pub workers: usize,
+    /// Runs in this node's memory.
+    pub runs_loaded: usize,
+    /// The store answered its last call.
+    pub store_ok: bool,
+    /// Dispatch reaches the other nodes (always true on a single node).
+    pub dispatch_ok: bool,
+    /// The node is shutting down.
+    pub draining: bool,
+    /// Events appended since start.
+    pub events_appended: u64,
+    /// Appends that lost their race, since start.
+    pub conflicts: u64,
+    /// Commits refused for an old epoch, since start.
+    pub fenced: u64,
+    /// Outcomes that had to be settled, since start.
+    pub unknown_settled: u64,
+    /// Runs started, since start.
+    pub runs_started: u64,
+    /// Runs closed, since start.
+    pub runs_closed: u64,
+    /// Tasks, timers, wakes and lost runs that only the sweep found, since start.
+    pub healed: u64,
+}
+
+/// A running node. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<crate::driver::Shared>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts a node's tasks on the current tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the store does not answer.
+    pub async fn start(
+        config: EngineConfig,
+        store: Arc<dyn Store>,
+        dispatch: Arc<dyn Dispatch>,
+    ) -> Result<Self, Error> {
+        crate::driver::start(config, store, dispatch).await
+    }
+
+    /// The store, for reads. Reads go straight to it; only writes go through the engine.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// Starts a run. Cancel safe: a started request is carried out even if the future is dropped.
+    ///
+    /// # Errors
+    /// Every variant of [`Error`] but `RunNotFound` and `BadToken`.
+    pub async fn start_run(&self, request: StartRun) -> Result<Started, Error> {
+        crate::driver::start_run(&self.shared, request).await
+    }
+
+    /// Sends a signal, cancel or termination to a run. Cancel safe as [`Engine::start_run`].
+    ///
+    /// # Errors
+    /// Every variant of [`Error`] but `BadToken`.
+    pub async fn command(
+        &self,
+        run: RunId,
+        id: CommandId,
+        identity: String,
+        body: CommandBody,
+    ) -> Result<(), Error> {
+        crate::driver::command(&self.shared, run, id, identity, body).await
+    }
+
+    /// Finds the run that a request names. Reads the store.
+    ///
+    /// # Errors
+    /// [`Error::RunNotFound`], [`Error::Store`], [`Error::Rejected`] when the selector names nothing.
+    pub async fn resolve(&self, selector: &RunSelector) -> Result<RunRecord, Error> {
+        crate::driver::resolve(&self.shared, selector).await
+    }
+
+    /// Waits until `run` is closed, at most `wait`; `None` when the wait was over first. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Stopping`].
+    pub async fn wait_closed(&self, run: RunId, wait: StdDuration) -> Result<Option<Closed>, Error> {
+        crate::hub::wait_closed(&self.shared, run, wait).await
+    }
+
+    /// Watches a run's tail.
+    pub fn watch(&self, run: RunId) -> RunWatch {
+        RunWatch { inner: self.shared.hub.watch(run) }
+    }
+
+    /// Connects a worker.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`]; [`Error::NamespaceNotFound`]; [`Error::Store`].
+    pub async fn connect_worker(&self, hello: Hello) -> Result<WorkerLink, Error> {
+        crate::driver::connect_worker(&self.shared, hello).await
+    }
+
+    /// Figures of this node.
+    pub fn status(&self) -> NodeStatus {
+        self.shared.status()
+    }
+
+    /// Stops the node gracefully: tells the workers, finishes what is in flight (at most `grace`), ends
+    /// the tasks. Afterwards every call answers [`Error::Stopping`].
+    pub async fn shutdown(&self, grace: StdDuration) {
+        crate::driver::shutdown(&self.shared, grace).await;
+    }
+}
+
+impl WorkerSender {
+    /// Hands a message to the engine; waits while the engine is behind. `Err` when the node has stopped.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`].
+    pub async fn send(&self, message: WorkerIn) -> Result<(), Error> {
+        self.inputs
+            .send(crate::driver::Message::worker(self.link, message))
+            .await
+            .map_err(|_| Error::Stopping)
+    }
+}
+
+impl RunWatch {
+    /// Waits until the run has events after `seen`, or is closed; returns the tail as known, which may be
+    /// less than what is in the store. Also returns after about a second without news when other nodes
+    /// could have appended unheard. Cancel safe.
+    pub async fn changed(&mut self, seen: Seq) -> Seq {
+        self.inner.changed(seen).await
+    }
+}
+
+/// The queues of a Hello.
+pub(crate) fn queues_of(hello: &Hello) -> Vec<QueueKey> {
+    hello
+        .task_queues
+        .iter()
+        .map(|q| QueueKey { namespace: hello.namespace.clone(), task_queue: q.clone() })
+        .collect()
+}

@@ -1,0 +1,1 @@
+//! The event codec of the log.

@@ -1,0 +1,137 @@
+//! What a worker did, both ways.
+
+use everstep_core::{CommitCommand, OpId, RunId, WorkerCommit};
+
+use super::{
+    InvalidKind, InvalidMessage, decode_blocked, decode_duration, decode_failure, decode_payload,
+    decode_retry_policy, encode_blocked, encode_duration, encode_failure, encode_payload, encode_retry_policy,
+    parse_id,
+};
+use crate::api::{self, command::Command};
+
+/// A commit as the wire has it.
+pub fn encode_commit(run: RunId, commit: &WorkerCommit) -> api::Commit {
+    let WorkerCommit { epoch, number, seen, commands } = commit;
+    api::Commit {
+        run_id: run.to_string(),
+        epoch: *epoch,
+        number: *number,
+        seen_seq: *seen,
+        commands: commands.iter().map(encode_command).collect(),
+    }
+}
+
+/// Reads a commit. Whether it fits its run is the core's to judge.
+///
+/// # Errors
+/// [`InvalidMessage`] naming the field, from `commands[0]` on.
+pub fn decode_commit(wire: api::Commit) -> Result<(RunId, WorkerCommit), InvalidMessage> {
+    let api::Commit { run_id, epoch, number, seen_seq, commands } = wire;
+    let run = parse_id("run_id", &run_id)?;
+    if number == 0 {
+        return Err(InvalidMessage::new(InvalidKind::Value, "number", "must count from 1"));
+    }
+    let commands: Result<Vec<_>, _> = commands
+        .into_iter()
+        .enumerate()
+        .map(|(index, command)| decode_command(command).map_err(|e| e.within(&format!("commands[{index}]"))))
+        .collect();
+    Ok((run, WorkerCommit { epoch, number, seen: seen_seq, commands: commands? }))
+}
+
+fn encode_command(command: &CommitCommand) -> api::Command {
+    let command = match command {
+        CommitCommand::StartStep { step, name, attempt } => {
+            Command::StartStep(api::StartStep { step_id: step.0, name: name.clone(), attempt: *attempt })
+        }
+        CommitCommand::CompleteStep { step, name, attempt, elapsed, result } => {
+            Command::CompleteStep(api::CompleteStep {
+                step_id: step.0,
+                name: name.clone(),
+                attempt: *attempt,
+                elapsed: Some(encode_duration(*elapsed)),
+                result: Some(encode_payload(result)),
+            })
+        }
+        CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy } => {
+            Command::FailStep(api::FailStep {
+                step_id: step.0,
+                name: name.clone(),
+                attempt: *attempt,
+                elapsed: Some(encode_duration(*elapsed)),
+                failure: Some(encode_failure(failure)),
+                retry_policy: Some(encode_retry_policy(policy)),
+            })
+        }
+        CommitCommand::StartTimer { timer, delay } => {
+            Command::StartTimer(api::StartTimer { timer_id: timer.0, delay: Some(encode_duration(*delay)) })
+        }
+        CommitCommand::CancelTimer { timer } => Command::CancelTimer(api::CancelTimer { timer_id: timer.0 }),
+        CommitCommand::CompleteRun { result, unconsumed } => Command::CompleteRun(api::CompleteRun {
+            result: Some(encode_payload(result)),
+            unconsumed: unconsumed.clone(),
+        }),
+        CommitCommand::FailRun { failure, unconsumed } => Command::FailRun(api::FailRun {
+            failure: Some(encode_failure(failure)),
+            unconsumed: unconsumed.clone(),
+        }),
+        CommitCommand::CancelRun { details } => {
+            Command::CancelRun(api::CancelRunAccepted { details: details.clone() })
+        }
+        CommitCommand::Park => Command::Park(api::Park {}),
+        CommitCommand::Release { reason } => Command::Release(api::Release { reason: reason.clone() }),
+        CommitCommand::Block(blocked) => Command::Block(encode_blocked(blocked)),
+    };
+    api::Command { command: Some(command) }
+}
+
+fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
+    let api::Command { command } = wire;
+    Ok(match command {
+        Some(Command::StartStep(api::StartStep { step_id, name, attempt })) => {
+            CommitCommand::StartStep { step: OpId(step_id), name, attempt }
+        }
+        Some(Command::CompleteStep(api::CompleteStep { step_id, name, attempt, elapsed, result })) => {
+            CommitCommand::CompleteStep {
+                step: OpId(step_id),
+                name,
+                attempt,
+                elapsed: decode_duration("complete_step.elapsed", elapsed.unwrap_or_default())?,
+                result: decode_payload(result),
+            }
+        }
+        Some(Command::FailStep(api::FailStep { step_id, name, attempt, elapsed, failure, retry_policy })) => {
+            CommitCommand::FailStep {
+                step: OpId(step_id),
+                name,
+                attempt,
+                elapsed: decode_duration("fail_step.elapsed", elapsed.unwrap_or_default())?,
+                failure: decode_failure("fail_step.failure", failure)?,
+                policy: decode_retry_policy("fail_step.retry_policy", retry_policy)?,
+            }
+        }
+        Some(Command::StartTimer(api::StartTimer { timer_id, delay })) => {
+            let delay = delay.ok_or_else(|| InvalidMessage::missing("start_timer.delay"))?;
+            CommitCommand::StartTimer {
+                timer: OpId(timer_id),
+                delay: decode_duration("start_timer.delay", delay)?,
+            }
+        }
+        Some(Command::CancelTimer(api::CancelTimer { timer_id })) => {
+            CommitCommand::CancelTimer { timer: OpId(timer_id) }
+        }
+        Some(Command::CompleteRun(api::CompleteRun { result, unconsumed })) => {
+            CommitCommand::CompleteRun { result: decode_payload(result), unconsumed }
+        }
+        Some(Command::FailRun(api::FailRun { failure, unconsumed })) => {
+            CommitCommand::FailRun { failure: decode_failure("fail_run.failure", failure)?, unconsumed }
+        }
+        Some(Command::CancelRun(api::CancelRunAccepted { details })) => CommitCommand::CancelRun { details },
+        Some(Command::Park(api::Park {})) => CommitCommand::Park,
+        Some(Command::Release(api::Release { reason })) => CommitCommand::Release { reason },
+        Some(Command::Block(blocked)) => {
+            CommitCommand::Block(Box::new(decode_blocked(blocked).map_err(|e| e.within("block"))?))
+        }
+        None => return Err(InvalidMessage::missing("command")),
+    })
+}

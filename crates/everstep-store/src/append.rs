@@ -1,0 +1,87 @@
+//! What one append is, and what becomes of it.
+
+use std::sync::Arc;
+
+use everstep_core::{Event, RunId, Timestamp, Write};
+
+use crate::Error;
+
+/// An append with one verdict: events and projection writes of one run, or of two that stand or fall
+/// together (terminate-and-start, continue-as-new).
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// The run.
+    pub run: RunAppend,
+    /// A second run in the same verdict.
+    pub with: Option<Box<RunAppend>>,
+}
+
+/// Events and projection writes of one run, in one transaction.
+#[derive(Clone, Debug)]
+pub struct RunAppend {
+    /// The run.
+    pub run_id: RunId,
+    /// The claim on the workflow id, exactly when the first event is `RunStarted`.
+    pub start: Option<StartClaim>,
+    /// The events: at least one, seqs ascending without a gap. The first one's seq is the expected
+    /// position: its predecessor must be the run's last event.
+    pub events: Arc<Vec<Event>>,
+    /// Projection writes that go with them.
+    pub writes: Vec<Write>,
+}
+
+/// The compare-and-set that stands in for the log of a run that has none yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartClaim {
+    /// Isolation boundary.
+    pub namespace: String,
+    /// The business key to claim.
+    pub workflow_id: String,
+    /// The run that holds the key now, as far as the caller knows.
+    pub expected: Option<RunId>,
+    /// The caller's request id, kept with the run.
+    pub request_id: String,
+    /// Hash of the request's body, to tell a repeat from a misuse.
+    pub body_hash: [u8; 32],
+}
+
+/// What became of one append.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is durable, all of it.
+    Committed,
+    /// Somebody else's event (or start) stands at that position; nothing of this append was written.
+    /// Also the answer to an append that was committed before and is submitted again.
+    Conflict,
+    /// See [`Error`]: [`Error::OutcomeUnknown`] means that it may or may not be durable, every other
+    /// variant that it is not.
+    Failed(Error),
+}
+
+/// The verdicts of a batch.
+#[derive(Debug)]
+pub struct AppendReply {
+    /// Database time at (or just after) the commit; `None` when nothing reached the database.
+    pub now: Option<Timestamp>,
+    /// One per append, in the order given.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Append {
+    /// An append of one run.
+    pub fn of(run: RunAppend) -> Self {
+        Self { run, with: None }
+    }
+
+    /// The run or runs of this append.
+    pub fn runs(&self) -> impl Iterator<Item = &RunAppend> {
+        std::iter::once(&self.run).chain(self.with.as_deref())
+    }
+}
+
+impl RunAppend {
+    /// Bytes of user data in the events, for batch limits.
+    pub fn payload_bytes(&self) -> usize {
+        self.events.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len()).sum()
+    }
+}

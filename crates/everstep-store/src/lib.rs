@@ -1,0 +1,22 @@
+//! The store port of Everstep.
+//!
+//! [`Store`] is what the engine asks of a database, in the words of the domain. Each adapter is a crate
+//! of its own; [`MemoryStore`] is the one that lives here, and `conformance` (feature `conformance`) is
+//! the suite that every adapter passes. The store never interprets an event: it keeps events in order,
+//! lets the primary key `(run_id, seq)` decide who appends, and writes the projections it is handed.
+
+mod append;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+mod memory;
+mod records;
+mod traits;
+
+pub use append::{Append, AppendReply, RunAppend, StartClaim, Verdict};
+pub use error::Error;
+pub use memory::MemoryStore;
+pub use records::{
+    ClaimedTimers, Namespace, PageToken, RunFilter, RunRecord, RunTables, SessionRow, StartRecord,
+};
+pub use traits::{Catalog, Log, Sessions, Store, Sweep};

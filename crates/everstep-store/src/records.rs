@@ -1,0 +1,89 @@
+//! Rows that the store gives and takes besides events.
+
+use everstep_core::{
+    Duration, NodeId, Projection, RunId, RunRow, RunStatus, Seq, SessionId, TimerKey, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// For people; may be empty.
+    pub description: String,
+    /// When it was made (database time).
+    pub created_at: Timestamp,
+}
+
+/// A run as `GetRun` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunRecord {
+    /// Its row.
+    pub row: RunRow,
+    /// Its last event.
+    pub tail_seq: Seq,
+}
+
+/// Which runs to list. Empty fields do not filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunFilter {
+    /// Isolation boundary; always given.
+    pub namespace: String,
+    /// One workflow id.
+    pub workflow_id: Option<String>,
+    /// One workflow type.
+    pub workflow_type: Option<String>,
+    /// Any of these; empty for all.
+    pub statuses: Vec<RunStatus>,
+}
+
+/// Where a page of runs begins: strictly before this run, newest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageToken(pub RunId);
+
+/// A worker's session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRow {
+    /// Its id.
+    pub session_id: SessionId,
+    /// The node that the worker is connected to.
+    pub node_id: NodeId,
+    /// The worker's namespace.
+    pub namespace: String,
+    /// Which worker.
+    pub identity: String,
+    /// Which code it runs.
+    pub build_id: String,
+    /// How long the lease lasts from each renewal.
+    pub lease: Duration,
+}
+
+/// What is known about a start request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartRecord {
+    /// The latest run of the workflow id, with its status.
+    pub current: Option<(RunId, RunStatus)>,
+    /// The run that this request id started, with the hash of that request's body.
+    pub request: Option<(RunId, [u8; 32])>,
+}
+
+/// Timers that are due, claimed for a while.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimedTimers {
+    /// Due and claimed.
+    pub due: Vec<(RunId, TimerKey)>,
+    /// When the next unclaimed timer is due, if there is one.
+    pub next: Option<Timestamp>,
+    /// Database time of the claim.
+    pub now: Timestamp,
+}
+
+/// Everything the tables beside the log hold about one run, for export and for `rebuild --check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunTables {
+    /// Row, timers and task.
+    pub projection: Projection,
+    /// Wakes waiting for the owner.
+    pub wakes: Vec<Seq>,
+}

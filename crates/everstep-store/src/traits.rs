@@ -1,0 +1,137 @@
+//! The four small ports that make a store.
+
+use async_trait::async_trait;
+use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, Seq, SessionId, Timestamp};
+
+use crate::{
+    Append, AppendReply, ClaimedTimers, Error, Namespace, PageToken, RunFilter, RunRecord, RunTables,
+    SessionRow, StartRecord,
+};
+
+/// A complete store.
+pub trait Store: Log + Catalog + Sessions + Sweep {}
+
+impl<T: Log + Catalog + Sessions + Sweep> Store for T {}
+
+/// The event log.
+#[async_trait]
+pub trait Log: Send + Sync + 'static {
+    /// Appends a batch, each append with a verdict of its own; the batch is one transaction where the
+    /// database allows, and an error in one append does not harm the others.
+    ///
+    /// Takes ownership, and finishes even if the returned future is dropped: adapters run the
+    /// transaction in a task of its own.
+    async fn append(&self, batch: Vec<Append>) -> AppendReply;
+
+    /// Events of `run` after `after`, in order: at most `limit`, and at most about 4 MiB of payload
+    /// (but at least one). Empty means that there are no more.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Corrupt`].
+    async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error>;
+
+    /// Database time.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn now(&self) -> Result<Timestamp, Error>;
+}
+
+/// Questions about runs and namespaces.
+#[async_trait]
+pub trait Catalog: Send + Sync + 'static {
+    /// One run, or `None`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], as all methods of this trait.
+    async fn get_run(&self, run: RunId) -> Result<Option<RunRecord>, Error>;
+
+    /// The latest run of a workflow id and what a request id started.
+    async fn find_start(&self, namespace: &str, workflow_id: &str, request_id: &str)
+    -> Result<StartRecord, Error>;
+
+    /// Runs that match, newest first, at most `limit`, after `page`.
+    async fn list_runs(
+        &self,
+        filter: &RunFilter,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> Result<Vec<everstep_core::RunRow>, Error>;
+
+    /// Those of `runs` that are closed.
+    async fn closed_among(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error>;
+
+    /// What the tables beside the log hold for a run.
+    async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error>;
+
+    /// Makes a namespace; `false` when it exists already (nothing is changed then).
+    async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error>;
+
+    /// One namespace, or `None`.
+    async fn get_namespace(&self, name: &str) -> Result<Option<Namespace>, Error>;
+
+    /// Namespaces by name, at most `limit`, strictly after `after`.
+    async fn list_namespaces(&self, after: &str, limit: usize) -> Result<Vec<Namespace>, Error>;
+}
+
+/// Leases. Every change is a compare-and-set on one row; the lease is counted by the database's clock.
+#[async_trait]
+pub trait Sessions: Send + Sync + 'static {
+    /// Opens a session, or moves an open one to another node and renews it. `None` when that session is
+    /// closed already, else the new end of its lease.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], as all methods of this trait.
+    async fn open_session(&self, session: &SessionRow) -> Result<Option<Timestamp>, Error>;
+
+    /// Extends the lease of a session that is not closed; `None` when it is closed or unknown.
+    async fn renew_session(&self, session: SessionId, lease: Duration) -> Result<Option<Timestamp>, Error>;
+
+    /// Closes a session; `false` when it was closed or unknown.
+    async fn close_session(&self, session: SessionId) -> Result<bool, Error>;
+
+    /// Closes up to `limit` sessions whose lease has ended, and names them.
+    async fn close_expired_sessions(&self, limit: usize) -> Result<Vec<SessionId>, Error>;
+
+    /// Open runs owned by a session, in order of id, at most `limit`, strictly after `after`.
+    async fn owned_runs(
+        &self,
+        session: SessionId,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunId>, Error>;
+}
+
+/// What the sweep looks for. Nothing here decides: each answer is a reason to look at a run's log.
+#[async_trait]
+pub trait Sweep: Send + Sync + 'static {
+    /// Claims up to `limit` due timers for `claim`: until then no other call returns them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], as all methods of this trait.
+    async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error>;
+
+    /// Claims up to `limit` tasks whose next look is due, oldest first: of `queues` only, or of every
+    /// queue when `None`. A claimed task is not returned again before `2^claims` seconds (at most 60).
+    async fn claim_tasks(
+        &self,
+        queues: Option<&[QueueKey]>,
+        limit: usize,
+    ) -> Result<Vec<(RunId, QueueKey)>, Error>;
+
+    /// Up to `limit` open runs whose owner session is closed, with that session.
+    async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error>;
+
+    /// Up to `limit` runs with a wake older than `age` whose owner is connected to `node`.
+    async fn stale_wakes(&self, node: NodeId, age: Duration, limit: usize) -> Result<Vec<(RunId, Seq)>, Error>;
+
+    /// Up to `limit` blocked runs of a queue whose last owner ran another build than `build_id`, with
+    /// an id greater than `after`, in order of id.
+    async fn blocked_runs(
+        &self,
+        queue: &QueueKey,
+        build_id: &str,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunId>, Error>;
+}

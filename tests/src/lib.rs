@@ -1,0 +1,5 @@
+//! The harness of Everstep's integration tests: private servers, started and ended by the tests.
+//!
+//! What is *not* here: the tests themselves (`it/`, `sim/`).
+
+pub mod servers;
