@@ -125,6 +125,9 @@ pub trait Sweep: Send + Sync + 'static {
     /// Up to `limit` runs with a wake older than `age` whose owner is connected to `node`.
     async fn stale_wakes(&self, node: NodeId, age: Duration, limit: usize) -> Result<Vec<(RunId, Seq)>, Error>;
 
+    /// Deletes the wakes of each run up to the given seq: its owner has seen them.
+    async fn delete_wakes(&self, seen: &[(RunId, Seq)]) -> Result<(), Error>;
+
     /// Up to `limit` blocked runs of a queue whose last owner ran another build than `build_id`, with
     /// an id greater than `after`, in order of id.
     async fn blocked_runs(

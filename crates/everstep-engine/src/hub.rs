@@ -1,0 +1,238 @@
+//! Who on this node waits for news of which run.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use everstep_core::{Run, RunId, RunStatus, Seq};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::driver::Shared;
+use crate::{Closed, Error};
+
+/// Ends of runs remembered for clients that ask a moment later.
+const RECENT_MAX: usize = 4_096;
+/// Results larger than this are read from the log again.
+const RECENT_BYTES_MAX: usize = 4_096;
+/// How long a waiter trusts silence when other nodes may append unheard.
+const TAIL_CHECK: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug, Default)]
+struct News {
+    tail: Seq,
+    closed: Option<Arc<Closed>>,
+    /// The run ended, but how has to be read from the log.
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiting: HashMap<RunId, watch::Sender<News>>,
+    open_here: HashSet<RunId>,
+    recent: HashMap<RunId, Arc<Closed>>,
+    order: VecDeque<RunId>,
+}
+
+/// News of runs for waiting clients.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    inner: Arc<Mutex<Inner>>,
+    shared_with_others: bool,
+}
+
+/// One waiter.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    run: RunId,
+    news: watch::Receiver<News>,
+    inner: Arc<Mutex<Inner>>,
+    shared_with_others: bool,
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    pub(crate) fn new(shared_with_others: bool) -> Self {
+        Self { inner: Arc::default(), shared_with_others }
+    }
+
+    pub(crate) fn watch(&self, run: RunId) -> Watch {
+        let mut inner = lock(&self.inner);
+        let news = inner.waiting.entry(run).or_insert_with(|| watch::channel(News::default()).0).subscribe();
+        Watch { run, news, inner: Arc::clone(&self.inner), shared_with_others: self.shared_with_others }
+    }
+
+    /// This node holds the open run in memory, so it hears of its end.
+    pub(crate) fn opened(&self, run: RunId) {
+        lock(&self.inner).open_here.insert(run);
+    }
+
+    /// This node let go of the run; its waiters have to look for themselves from here on.
+    pub(crate) fn dropped(&self, run: RunId) {
+        let mut inner = lock(&self.inner);
+        inner.open_here.remove(&run);
+        if let Some(sender) = inner.waiting.get(&run) {
+            sender.send_modify(|_| {});
+        }
+    }
+
+    pub(crate) fn tail(&self, run: RunId, tail: Seq) {
+        if let Some(sender) = lock(&self.inner).waiting.get(&run) {
+            sender.send_modify(|n| n.tail = n.tail.max(tail));
+        }
+    }
+
+    /// Another node says that the run ended.
+    pub(crate) fn ended_elsewhere(&self, run: RunId, tail: Seq) {
+        if let Some(sender) = lock(&self.inner).waiting.get(&run) {
+            sender.send_modify(|n| {
+                n.tail = n.tail.max(tail);
+                n.ended = true;
+            });
+        }
+    }
+
+    pub(crate) fn closed(&self, run: &Run) {
+        let closed = Arc::new(closed_of(run));
+        let mut inner = lock(&self.inner);
+        inner.open_here.remove(&run.id());
+        if let Some(sender) = inner.waiting.get(&run.id()) {
+            sender.send_modify(|n| {
+                n.tail = n.tail.max(run.seq());
+                n.closed = Some(Arc::clone(&closed));
+            });
+        }
+        if closed.result.data.len() <= RECENT_BYTES_MAX && inner.recent.insert(run.id(), closed).is_none() {
+            inner.order.push_back(run.id());
+            if inner.order.len() > RECENT_MAX
+                && let Some(old) = inner.order.pop_front()
+            {
+                inner.recent.remove(&old);
+            }
+        }
+    }
+
+    fn recent(&self, run: RunId) -> Option<Arc<Closed>> {
+        lock(&self.inner).recent.get(&run).cloned()
+    }
+}
+
+impl Watch {
+    /// See [`RunWatch::changed`](crate::RunWatch::changed).
+    pub(crate) async fn changed(&mut self, seen: Seq) -> Seq {
+        let wait = async {
+            loop {
+                {
+                    let news = self.news.borrow_and_update();
+                    if news.tail > seen || news.ended || news.closed.is_some() {
+                        return;
+                    }
+                }
+                if self.news.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let hears_all = !self.shared_with_others;
+        let limit = if hears_all { TAIL_CHECK * 10 } else { TAIL_CHECK };
+        // Running out of time is an answer too: the caller looks at the log.
+        let _ = tokio::time::timeout(limit, wait).await;
+        self.news.borrow().tail
+    }
+
+    /// Waits for the run's end as this node hears of it, at most until `until`.
+    async fn closed(&mut self, until: Instant) -> Option<Arc<Closed>> {
+        let wait = async {
+            loop {
+                {
+                    let news = self.news.borrow_and_update();
+                    if news.closed.is_some() || news.ended {
+                        return news.closed.clone();
+                    }
+                }
+                let open_here = lock(&self.inner).open_here.contains(&self.run);
+                if !open_here && !self.shared_with_others {
+                    // Parked or not loaded: it cannot end without passing through this node.
+                }
+                if self.news.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        timeout_at(until, wait).await.ok().flatten()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut inner = lock(&self.inner);
+        // The last receiver takes the entry with it.
+        if inner.waiting.get(&self.run).is_some_and(|s| s.receiver_count() <= 1) {
+            inner.waiting.remove(&self.run);
+        }
+    }
+}
+
+/// How `run` ended.
+pub(crate) fn closed_of(run: &Run) -> Closed {
+    Closed { status: run.status(), result: run.result().clone(), failure: run.failure().cloned() }
+}
+
+/// See [`Engine::wait_closed`](crate::Engine::wait_closed).
+pub(crate) async fn wait_closed(shared: &Shared, run: RunId, wait: Duration) -> Result<Option<Closed>, Error> {
+    let hub = &shared.hub;
+    if let Some(closed) = hub.recent(run) {
+        return Ok(Some((*closed).clone()));
+    }
+    let deadline = Instant::now() + wait;
+    let mut watch = hub.watch(run);
+    let mut known_open = lock(&hub.inner).open_here.contains(&run);
+    loop {
+        if !known_open
+            && let Some(closed) = read_closed(shared, run).await?
+        {
+            return Ok(Some(closed));
+        }
+        // The end may have come between the first look and the watch.
+        if let Some(closed) = hub.recent(run) {
+            return Ok(Some((*closed).clone()));
+        }
+        let until = if hub.shared_with_others { deadline.min(Instant::now() + TAIL_CHECK) } else { deadline };
+        if let Some(closed) = watch.closed(until).await {
+            return Ok(Some((*closed).clone()));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        known_open = false;
+    }
+}
+
+/// Reads from the store whether and how a run ended.
+async fn read_closed(shared: &Shared, run: RunId) -> Result<Option<Closed>, Error> {
+    let Some(record) = shared.store.get_run(run).await? else {
+        return Err(Error::RunNotFound(run.to_string()));
+    };
+    if !record.row.status.is_closed() {
+        return Ok(None);
+    }
+    let events = shared.store.read_events(run, record.row.last_seq.saturating_sub(1), 1).await?;
+    let closed = match events.first().map(|e| &e.body) {
+        Some(everstep_core::EventBody::RunCompleted { result, .. }) => {
+            Closed { status: RunStatus::Completed, result: result.clone(), failure: None }
+        }
+        _ => {
+            // Every other end folds to a failure; the fold knows how.
+            let all = crate::driver::read_all(shared, run, 0).await?;
+            match Run::fold(run, &all) {
+                Ok(Some(folded)) => closed_of(&folded),
+                Ok(None) => return Err(Error::RunNotFound(run.to_string())),
+                Err(e) => return Err(Error::Store(everstep_store::Error::Corrupt(e.to_string()))),
+            }
+        }
+    };
+    Ok(Some(closed))
+}

@@ -1,0 +1,440 @@
+//! One server node as a value.
+//!
+//! [`Node::step`] takes one input and the present database time, and pushes what is to be done onto a
+//! list of outputs. Whoever drives it performs the outputs and feeds back their results; losing any
+//! output except an append's result costs latency, never truth. Nothing here waits, spawns or reads a
+//! clock.
+
+mod ids;
+mod sessions;
+mod slot;
+mod starts;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::time::Duration as StdDuration;
+
+use everstep_core::{
+    Actor, Command, CommandBody, CommandId, Duration, NodeId, QueueKey, Run, RunId, Seq, SessionId, StartRun,
+    TimerKey, Timestamp,
+};
+use everstep_dispatch::{Delivery, Notice, TaskHint};
+use everstep_store::{self as store, Append, SessionRow, StartRecord, Verdict};
+
+use crate::{Error, Hello, NodeStatus, Started, WorkerIn, WorkerOut};
+use ids::IdSource;
+use sessions::Session;
+use slot::{Job, Slot};
+use starts::StartJob;
+
+/// What happens to a node.
+#[derive(Debug)]
+pub enum Input {
+    /// A client wants a run. Answered by [`Output::Started`].
+    Start {
+        /// Names the request in its answer.
+        request: u64,
+        /// The request.
+        start: Box<StartRun>,
+    },
+    /// A client wants something of a run. Answered by [`Output::Done`].
+    Command {
+        /// Names the request in its answer.
+        request: u64,
+        /// The run.
+        run: RunId,
+        /// The command's id.
+        id: CommandId,
+        /// Who asks.
+        identity: String,
+        /// What for.
+        body: CommandBody,
+    },
+    /// A worker's stream has opened.
+    Connect {
+        /// Names the stream.
+        link: u64,
+        /// What the worker said.
+        hello: Hello,
+    },
+    /// A worker says something.
+    FromWorker {
+        /// Its stream.
+        link: u64,
+        /// What.
+        message: WorkerIn,
+    },
+    /// A worker's stream is gone; its session lives on.
+    Disconnected {
+        /// The stream.
+        link: u64,
+    },
+    /// The verdict of an [`Output::Append`].
+    Appended {
+        /// From the output.
+        ticket: u64,
+        /// The verdict.
+        verdict: Verdict,
+    },
+    /// The answer to an [`Output::Load`].
+    Loaded {
+        /// The run.
+        run: RunId,
+        /// From the output.
+        after: Seq,
+        /// All events after `after`.
+        events: Result<Vec<everstep_core::Event>, store::Error>,
+    },
+    /// The answer to an [`Output::LoadForStart`].
+    LoadedForStart {
+        /// From the output.
+        ticket: u64,
+        /// The whole history.
+        events: Result<Vec<everstep_core::Event>, store::Error>,
+    },
+    /// The answer to an [`Output::FindStart`].
+    StartFound {
+        /// From the output.
+        ticket: u64,
+        /// What is known.
+        record: Result<StartRecord, store::Error>,
+    },
+    /// The answer to an [`Output::OpenSession`].
+    SessionOpened {
+        /// The stream.
+        link: u64,
+        /// The end of the lease, or `None` when the session is closed.
+        until: Result<Option<Timestamp>, store::Error>,
+    },
+    /// The answer to an [`Output::RenewSession`].
+    SessionRenewed {
+        /// The stream.
+        link: u64,
+        /// The heartbeat's number.
+        number: u64,
+        /// The end of the lease, or `None` when the session is closed.
+        until: Result<Option<Timestamp>, store::Error>,
+    },
+    /// Runs that a resumed session owns: the answer to an [`Output::FindOwned`].
+    Owned {
+        /// The stream.
+        link: u64,
+        /// The runs.
+        runs: Vec<RunId>,
+    },
+    /// Blocked runs that other code may free: the answer to an [`Output::FindBlocked`].
+    Blocked {
+        /// The runs.
+        runs: Vec<RunId>,
+    },
+    /// Task hints: the answer to an [`Output::Pull`]; empty when the pull failed.
+    Delivered {
+        /// The queue.
+        queue: QueueKey,
+        /// The hints.
+        deliveries: Vec<Delivery>,
+    },
+    /// Another node has news of a run.
+    Noticed(Notice),
+    /// Timers that are due.
+    TimersDue(Vec<(RunId, TimerKey)>),
+    /// Tasks that the sweep found waiting.
+    TasksFound(Vec<(RunId, QueueKey)>),
+    /// Open runs whose owner session is closed.
+    RunsLost(Vec<(RunId, SessionId)>),
+    /// Wakes that the owner, connected here, has not seen.
+    WakesStale(Vec<(RunId, Seq)>),
+    /// Sessions that were closed because their lease had ended.
+    SessionsClosed(Vec<SessionId>),
+    /// The node is going away: no new work.
+    Drain,
+}
+
+/// What a node wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Answer a start.
+    Started {
+        /// The request.
+        request: u64,
+        /// The answer.
+        result: Result<Started, Error>,
+    },
+    /// Answer a command.
+    Done {
+        /// The request.
+        request: u64,
+        /// The answer.
+        result: Result<(), Error>,
+    },
+    /// Append; feed the verdict back. Never lost while the node lives.
+    Append {
+        /// Names the append.
+        ticket: u64,
+        /// What to append.
+        append: Append,
+        /// How long to wait first.
+        delay: StdDuration,
+    },
+    /// Read all events of a run after a seq.
+    Load {
+        /// The run.
+        run: RunId,
+        /// Where to begin.
+        after: Seq,
+        /// How long to wait first.
+        delay: StdDuration,
+    },
+    /// Read the whole history of a run that a start wants to terminate.
+    LoadForStart {
+        /// Names the start.
+        ticket: u64,
+        /// The run.
+        run: RunId,
+    },
+    /// Look up who holds a workflow id.
+    FindStart {
+        /// Names the start.
+        ticket: u64,
+        /// Isolation boundary.
+        namespace: String,
+        /// The business key.
+        workflow_id: String,
+        /// The request.
+        request_id: String,
+    },
+    /// Send a worker a message.
+    ToWorker {
+        /// The stream.
+        link: u64,
+        /// The message.
+        message: WorkerOut,
+    },
+    /// Close a stream after what was sent.
+    CloseLink {
+        /// The stream.
+        link: u64,
+    },
+    /// Open (or move here) a session.
+    OpenSession {
+        /// The stream.
+        link: u64,
+        /// The session.
+        session: SessionRow,
+    },
+    /// Extend a lease.
+    RenewSession {
+        /// The stream.
+        link: u64,
+        /// The session.
+        session: SessionId,
+        /// The heartbeat's number.
+        number: u64,
+        /// The lease.
+        lease: Duration,
+    },
+    /// Close a session, then look for the runs that it owned.
+    CloseSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Find what a resumed session owns.
+    FindOwned {
+        /// The stream.
+        link: u64,
+        /// The session.
+        session: SessionId,
+    },
+    /// Find blocked runs that a newly connected build may free.
+    FindBlocked {
+        /// The queue.
+        queue: QueueKey,
+        /// The build.
+        build_id: String,
+    },
+    /// Offer a task to other nodes.
+    Publish(TaskHint),
+    /// Ask for up to `max` task hints.
+    Pull {
+        /// The queue.
+        queue: QueueKey,
+        /// How many.
+        max: usize,
+    },
+    /// A hint was acted on.
+    Ack(u64),
+    /// Tell the other nodes.
+    Notify(Notice),
+    /// Delete wakes that their owner has seen.
+    DeleteWakes(Vec<(RunId, Seq)>),
+    /// A timer was set: look for due timers no later than this.
+    TimersAt(Timestamp),
+    /// The run is in this node's memory, open.
+    Opened(RunId),
+    /// The run has left this node's memory.
+    Dropped(RunId),
+    /// Events were appended or heard of.
+    Tail(RunId, Seq),
+    /// A run was started here.
+    RunStarted(Box<Run>),
+    /// A run ended by an append of this node.
+    RunClosed(Box<Run>),
+    /// Another node ended a run.
+    ClosedElsewhere(RunId, Seq),
+}
+
+/// What a node is told once.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Who it is.
+    pub node_id: NodeId,
+    /// Lease of its sessions.
+    pub lease: Duration,
+    /// Other nodes share its database.
+    pub shared: bool,
+    /// Seed of its ids.
+    pub seed: u64,
+}
+
+/// Ids are random enough to be their own hash; a fixed hasher keeps the node deterministic.
+#[derive(Debug, Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = (self.0.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(0x517c_c1b7_2722_0a95);
+        }
+    }
+}
+
+pub(crate) type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
+
+/// One server node. See the module's documentation.
+#[derive(Debug)]
+pub struct Node {
+    config: NodeConfig,
+    ids: IdSource,
+    now: Timestamp,
+    out: Vec<Output>,
+    slots: IdMap<RunId, Slot>,
+    /// Runs by the ticket of their append in flight.
+    tickets: IdMap<u64, RunId>,
+    starts: BTreeMap<u64, StartJob>,
+    next_ticket: u64,
+    /// Open sessions that are connected here, by stream.
+    sessions: BTreeMap<u64, Session>,
+    links: BTreeMap<SessionId, u64>,
+    /// Streams whose session is being opened.
+    opening: BTreeMap<u64, Hello>,
+    /// Those of them that take up a session again.
+    resumed: BTreeSet<u64>,
+    pulling: BTreeSet<QueueKey>,
+    draining: bool,
+    status: NodeStatus,
+}
+
+impl Node {
+    /// A node that has done nothing yet.
+    pub fn new(config: NodeConfig) -> Self {
+        Self {
+            ids: IdSource::new(config.seed),
+            config,
+            now: Timestamp::default(),
+            out: Vec::new(),
+            slots: IdMap::default(),
+            tickets: IdMap::default(),
+            starts: BTreeMap::new(),
+            next_ticket: 0,
+            sessions: BTreeMap::new(),
+            links: BTreeMap::new(),
+            opening: BTreeMap::new(),
+            resumed: BTreeSet::new(),
+            pulling: BTreeSet::new(),
+            draining: false,
+            status: NodeStatus::default(),
+        }
+    }
+
+    /// Takes one input at database time `now` and appends to `outputs` what is to be done.
+    pub fn step(&mut self, input: Input, now: Timestamp, outputs: &mut Vec<Output>) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Start { request, start } => self.start(request, start),
+            Input::Command { request, run, id, identity, body } => {
+                let command = Command { id, actor: Actor::Client(identity), body };
+                self.add_job(run, Job::Client { request, command });
+            }
+            Input::Connect { link, hello } => self.connect(link, hello),
+            Input::FromWorker { link, message } => self.from_worker(link, message),
+            Input::Disconnected { link } => self.disconnected(link),
+            Input::Appended { ticket, verdict } => self.appended(ticket, verdict),
+            Input::Loaded { run, after, events } => self.loaded(run, after, events),
+            Input::LoadedForStart { ticket, events } => self.loaded_for_start(ticket, events),
+            Input::StartFound { ticket, record } => self.start_found(ticket, record),
+            Input::SessionOpened { link, until } => self.session_opened(link, until),
+            Input::SessionRenewed { link, number, until } => self.session_renewed(link, number, until),
+            Input::Owned { link, runs } => self.owned(link, runs),
+            Input::Blocked { runs } => runs.into_iter().for_each(|run| self.add_job(run, Job::offer())),
+            Input::Delivered { queue, deliveries } => self.delivered(queue, deliveries),
+            Input::Noticed(notice) => self.noticed(notice),
+            Input::TimersDue(due) => {
+                due.into_iter().for_each(|(run, timer)| self.add_job(run, Job::Fire { timer, verified: false }));
+            }
+            Input::TasksFound(tasks) => self.tasks_found(tasks),
+            Input::RunsLost(lost) => {
+                for (run, session) in lost {
+                    self.status.healed += 1;
+                    self.add_job(run, Job::Lose { session, verified: false });
+                }
+            }
+            Input::WakesStale(wakes) => self.wakes_stale(wakes),
+            Input::SessionsClosed(closed) => self.sessions_closed(&closed),
+            Input::Drain => self.drain(),
+        }
+        self.pull();
+        outputs.append(&mut self.out);
+    }
+
+    /// Figures of this node; the driver adds what it knows.
+    pub fn status(&self) -> NodeStatus {
+        NodeStatus {
+            workers: self.sessions.len(),
+            runs_loaded: self.slots.len(),
+            draining: self.draining,
+            ..self.status.clone()
+        }
+    }
+
+    /// True when nothing is being written or read.
+    pub fn is_idle(&self) -> bool {
+        self.starts.is_empty() && self.slots.values().all(Slot::is_idle)
+    }
+
+    /// The queues that workers connected here take runs from, with room for at least one more.
+    pub fn queues_with_credit(&self) -> Vec<QueueKey> {
+        let mut queues: Vec<QueueKey> =
+            self.sessions.values().filter(|s| s.credit() > 0).flat_map(|s| s.queues.iter().cloned()).collect();
+        queues.sort();
+        queues.dedup();
+        queues
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        for &link in self.sessions.keys() {
+            self.out.push(Output::ToWorker { link, message: WorkerOut::Drain });
+        }
+    }
+}

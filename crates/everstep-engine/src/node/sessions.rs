@@ -1,0 +1,327 @@
+//! Workers: their streams, sessions, credit, and the tasks that find them.
+
+use std::collections::BTreeSet;
+
+use everstep_core::{QueueKey, RunId, Seq, SessionId, Timestamp, WorkerInfo};
+use everstep_dispatch::{Delivery, Notice, TaskHint};
+use everstep_store::{self as store, SessionRow};
+
+use super::slot::Job;
+use super::{Node, Output};
+use crate::api::queues_of;
+use crate::{HeldRun, Hello, WorkerIn, WorkerOut};
+
+/// An open session whose worker is connected here.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) queues: Vec<QueueKey>,
+    pub(super) worker: WorkerInfo,
+    slots: u32,
+    /// Runs that it owns or is about to own.
+    pub(super) runs: BTreeSet<RunId>,
+    held: Vec<HeldRun>,
+}
+
+impl Session {
+    /// Runs that it can still take.
+    pub(super) fn credit(&self) -> usize {
+        (self.slots as usize).saturating_sub(self.runs.len())
+    }
+}
+
+impl Node {
+    /// The stream of the worker of `queue` with the most room, if any has some.
+    pub(super) fn link_with_credit(&self, queue: &QueueKey) -> Option<u64> {
+        if self.draining {
+            return None;
+        }
+        self.sessions
+            .iter()
+            .filter(|(_, s)| s.credit() > 0 && s.queues.contains(queue))
+            .max_by_key(|(link, s)| (s.credit(), std::cmp::Reverse(**link)))
+            .map(|(&link, _)| link)
+    }
+
+    /// A worker introduces itself: open its session, or take it up again.
+    pub(super) fn connect(&mut self, link: u64, mut hello: Hello) {
+        let session_id = match hello.resume {
+            Some(session) => session,
+            None => {
+                let session = self.ids.session_id();
+                hello.held.clear();
+                session
+            }
+        };
+        let row = SessionRow {
+            session_id,
+            node_id: self.config.node_id,
+            namespace: hello.namespace.clone(),
+            identity: hello.worker.identity.clone(),
+            build_id: hello.worker.build_id.clone(),
+            lease: self.config.lease,
+        };
+        // A session that is not resumed is named by the row alone; remember which it is.
+        let resumed = hello.resume.is_some();
+        hello.resume = Some(session_id);
+        if !resumed {
+            hello.held.clear();
+        }
+        self.opening.insert(link, hello);
+        self.resuming(link, resumed);
+        self.out.push(Output::OpenSession { link, session: row });
+    }
+
+    fn resuming(&mut self, link: u64, resumed: bool) {
+        if resumed {
+            self.resumed.insert(link);
+        } else {
+            self.resumed.remove(&link);
+        }
+    }
+
+    /// The store's answer to a session's opening.
+    pub(super) fn session_opened(&mut self, link: u64, until: Result<Option<Timestamp>, store::Error>) {
+        let Some(hello) = self.opening.remove(&link) else { return };
+        let resumed = self.resumed.remove(&link);
+        match until {
+            Err(error) => {
+                tracing::warn!(%error, "session not opened");
+                self.out.push(Output::CloseLink { link });
+            }
+            // The session that it wants to take up again is over: it gets a new one.
+            Ok(None) => self.connect(link, Hello { resume: None, ..hello }),
+            Ok(Some(_)) => self.begin_session(link, hello, resumed),
+        }
+    }
+
+    fn begin_session(&mut self, link: u64, hello: Hello, resumed: bool) {
+        let Some(id) = hello.resume else { return };
+        if let Some(old) = self.links.insert(id, link) {
+            self.sessions.remove(&old);
+            self.out.push(Output::CloseLink { link: old });
+            self.untell(old);
+        }
+        let queues = queues_of(&hello);
+        let message = WorkerOut::Welcome { session_id: id, lease: self.config.lease, resumed };
+        self.out.push(Output::ToWorker { link, message });
+        for queue in &queues {
+            let build_id = hello.worker.build_id.clone();
+            self.out.push(Output::FindBlocked { queue: queue.clone(), build_id });
+        }
+        if resumed {
+            self.out.push(Output::FindOwned { link, session: id });
+        }
+        let session = Session {
+            id,
+            queues,
+            worker: hello.worker,
+            slots: hello.run_slots,
+            runs: BTreeSet::new(),
+            held: hello.held,
+        };
+        self.sessions.insert(link, session);
+        if self.draining {
+            self.out.push(Output::ToWorker { link, message: WorkerOut::Drain });
+        }
+    }
+
+    /// What a resumed session owns: tell the worker what it has missed, and take back what it holds
+    /// without owning it.
+    pub(super) fn owned(&mut self, link: u64, runs: Vec<RunId>) {
+        let Some(session) = self.sessions.get_mut(&link) else { return };
+        let held = std::mem::take(&mut session.held);
+        for &run in &runs {
+            session.runs.insert(run);
+        }
+        for held in held {
+            if runs.contains(&held.run_id) {
+                let slot = self.slots.entry(held.run_id).or_default();
+                slot.told = Some((link, held.epoch));
+                slot.sent = held.seen;
+            } else {
+                let (run_id, epoch) = (held.run_id, held.epoch);
+                let message = WorkerOut::Evict { run_id, epoch, reason: "it is no longer the session's" };
+                self.out.push(Output::ToWorker { link, message });
+            }
+        }
+        for run in runs {
+            // Whatever is in memory may be older than what another node appended meanwhile.
+            if let Some(slot) = self.slots.get_mut(&run)
+                && slot.is_idle()
+            {
+                slot.run = None;
+                slot.history = None;
+            }
+            self.add_job(run, Job::Look);
+        }
+    }
+
+    /// A worker says something.
+    pub(super) fn from_worker(&mut self, link: u64, message: WorkerIn) {
+        let Some(session) = self.sessions.get(&link) else { return };
+        let id = session.id;
+        match message {
+            WorkerIn::Heartbeat { number } => {
+                let lease = self.config.lease;
+                self.out.push(Output::RenewSession { link, session: id, number, lease });
+            }
+            WorkerIn::Commit { run_id, commit } => self.add_job(run_id, Job::Commit { link, commit }),
+            WorkerIn::NeedHistory { run_id, epoch } => {
+                if let Some(slot) = self.slots.get_mut(&run_id)
+                    && slot.told == Some((link, epoch))
+                {
+                    slot.told = None;
+                }
+                self.add_job(run_id, Job::Look);
+            }
+            WorkerIn::Goodbye => {
+                self.out.push(Output::CloseSession { session: id });
+                self.end_link(link);
+            }
+        }
+    }
+
+    /// The store's answer to a heartbeat.
+    pub(super) fn session_renewed(
+        &mut self,
+        link: u64,
+        number: u64,
+        until: Result<Option<Timestamp>, store::Error>,
+    ) {
+        if !self.sessions.contains_key(&link) {
+            return;
+        }
+        match until {
+            Ok(Some(_)) => {
+                self.out.push(Output::ToWorker { link, message: WorkerOut::HeartbeatAck { number } });
+            }
+            Ok(None) => self.close_link(link, "its lease had ended"),
+            // Without an answer the worker stops by itself when its lease ends.
+            Err(error) => tracing::warn!(%error, "lease not renewed"),
+        }
+    }
+
+    /// A worker's stream is gone. The session stays in the store; whoever the worker reconnects to reads
+    /// its runs again.
+    pub(super) fn disconnected(&mut self, link: u64) {
+        self.opening.remove(&link);
+        self.resumed.remove(&link);
+        self.end_link(link);
+    }
+
+    /// Sessions that the sweep closed.
+    pub(super) fn sessions_closed(&mut self, closed: &[SessionId]) {
+        for session in closed {
+            if let Some(&link) = self.links.get(session) {
+                self.close_link(link, "its lease ended");
+            }
+        }
+    }
+
+    fn close_link(&mut self, link: u64, reason: &'static str) {
+        self.out.push(Output::ToWorker { link, message: WorkerOut::SessionClosed { reason } });
+        self.end_link(link);
+    }
+
+    fn end_link(&mut self, link: u64) {
+        self.out.push(Output::CloseLink { link });
+        if let Some(session) = self.sessions.remove(&link)
+            && self.links.get(&session.id) == Some(&link)
+        {
+            self.links.remove(&session.id);
+        }
+        self.untell(link);
+    }
+
+    /// Forgets what a stream was told, and with it every run that nobody here owns.
+    fn untell(&mut self, link: u64) {
+        let mut told: Vec<RunId> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.told.is_some_and(|(l, _)| l == link))
+            .map(|(&run, _)| run)
+            .collect();
+        told.sort_unstable();
+        for run in told {
+            if let Some(slot) = self.slots.get_mut(&run) {
+                slot.told = None;
+            }
+            self.work(run);
+        }
+    }
+
+    /// Hints from dispatch.
+    pub(super) fn delivered(&mut self, queue: QueueKey, deliveries: Vec<Delivery>) {
+        self.pulling.remove(&queue);
+        for delivery in deliveries {
+            if self.link_with_credit(&queue).is_some() {
+                let token = Some(delivery.token);
+                self.add_job(delivery.hint.run_id, Job::Offer { token, verified: false });
+            } else {
+                // The room it was pulled for is taken: another node may have some.
+                self.out.push(Output::Ack(delivery.token));
+                self.out.push(Output::Publish(delivery.hint));
+            }
+        }
+    }
+
+    /// Tasks that have waited for longer than a hint takes.
+    pub(super) fn tasks_found(&mut self, tasks: Vec<(RunId, QueueKey)>) {
+        for (run_id, queue) in tasks {
+            if self.link_with_credit(&queue).is_some() {
+                self.status.healed += 1;
+                self.add_job(run_id, Job::offer());
+            } else if self.config.shared {
+                self.out.push(Output::Publish(TaskHint { run_id, queue, trace: Default::default() }));
+            }
+        }
+    }
+
+    /// Asks dispatch for as many hints as the workers have room.
+    pub(super) fn pull(&mut self) {
+        if self.draining {
+            return;
+        }
+        for queue in self.queues_with_credit() {
+            if !self.pulling.contains(&queue) {
+                let max = self.sessions.values().filter(|s| s.queues.contains(&queue)).map(Session::credit).sum();
+                self.pulling.insert(queue.clone());
+                self.out.push(Output::Pull { queue, max });
+            }
+        }
+    }
+
+    /// Another node has news of a run.
+    pub(super) fn noticed(&mut self, notice: Notice) {
+        if notice.node == self.config.node_id {
+            return;
+        }
+        self.out.push(if notice.closed {
+            Output::ClosedElsewhere(notice.run_id, notice.tail)
+        } else {
+            Output::Tail(notice.run_id, notice.tail)
+        });
+        let behind = |slot: &super::Slot| slot.run.as_ref().is_none_or(|run| run.seq() < notice.tail);
+        if self.slots.get(&notice.run_id).is_some_and(behind) {
+            self.add_job(notice.run_id, Job::Look);
+        }
+    }
+
+    /// Wakes that nobody has acted on for a while.
+    pub(super) fn wakes_stale(&mut self, wakes: Vec<(RunId, Seq)>) {
+        let mut seen = Vec::new();
+        for (run, seq) in wakes {
+            match self.slots.get(&run) {
+                Some(slot) if slot.told.is_some() && slot.sent >= seq => seen.push((run, seq)),
+                _ => {
+                    self.status.healed += 1;
+                    self.add_job(run, Job::Look);
+                }
+            }
+        }
+        if !seen.is_empty() {
+            self.out.push(Output::DeleteWakes(seen));
+        }
+    }
+}

@@ -1,0 +1,615 @@
+//! One run in a node's memory: its mailbox, its state, and the one append it may have in flight.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use everstep_core::{
+    Actor, Attach, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq, SessionId,
+    TimerKey, WorkerCommit, Write, WriteBasis, decide,
+};
+use everstep_dispatch::{Notice, TaskHint};
+use everstep_store::{self as store, Append, RunAppend, Verdict};
+
+use super::{Node, Output};
+use crate::{Error, WorkerOut};
+
+/// Jobs decided together at most.
+const JOBS_MAX: usize = 128;
+/// Races that a client's command may lose before it is told so.
+const RACES_MAX: u32 = 8;
+/// Tries of an append, after which waiting clients are told that the store does not answer.
+const TRIES_BEFORE_REPLY: u32 = 8;
+
+/// Something to decide on a run.
+#[derive(Clone, Debug)]
+pub(super) enum Job {
+    /// A client's command.
+    Client { request: u64, command: Command },
+    /// An owner's commit.
+    Commit { link: u64, commit: WorkerCommit },
+    /// The run may need a worker.
+    Offer { token: Option<u64>, verified: bool },
+    /// An instant may have come.
+    Fire { timer: TimerKey, verified: bool },
+    /// Its owner's session is closed.
+    Lose { session: SessionId, verified: bool },
+    /// Others may have appended: read the tail and tell the owner.
+    Look,
+}
+
+impl Job {
+    pub(super) fn offer() -> Self {
+        Self::Offer { token: None, verified: false }
+    }
+}
+
+/// A run in memory.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    /// State up to the last decided event; `None` until it is loaded.
+    pub(super) run: Option<Run>,
+    /// The whole history, while an activation may need it.
+    pub(super) history: Option<Vec<Event>>,
+    pub(super) loading: bool,
+    pub(super) writing: Option<Writing>,
+    pub(super) inbox: VecDeque<Job>,
+    /// The stream that was told of this run, and under which epoch.
+    pub(super) told: Option<(u64, Epoch)>,
+    /// Last event that it was sent.
+    pub(super) sent: Seq,
+    races: u32,
+}
+
+/// An append in flight.
+#[derive(Debug)]
+pub(super) struct Writing {
+    append: Append,
+    jobs: Vec<(Job, Result<(), Rejection>)>,
+    started: bool,
+    tries: u32,
+}
+
+impl Slot {
+    pub(super) fn is_idle(&self) -> bool {
+        !self.loading && self.writing.is_none() && self.inbox.is_empty()
+    }
+}
+
+impl Node {
+    /// Puts a job into a run's mailbox and works it off if the run is free.
+    pub(super) fn add_job(&mut self, run: RunId, job: Job) {
+        self.slots.entry(run).or_default().inbox.push_back(job);
+        self.work(run);
+    }
+
+    /// Decides what waits in a run's mailbox, unless a read or write is in flight.
+    pub(super) fn work(&mut self, run_id: RunId) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        if slot.loading || slot.writing.is_some() {
+            return;
+        }
+        if slot.inbox.is_empty() {
+            return self.let_go_if_idle(run_id);
+        }
+        if slot.run.is_none() {
+            return self.load(run_id, 0, StdDuration::ZERO);
+        }
+        self.decide_batch(run_id);
+    }
+
+    fn load(&mut self, run: RunId, after: Seq, delay: StdDuration) {
+        if let Some(slot) = self.slots.get_mut(&run) {
+            slot.loading = true;
+            self.out.push(Output::Load { run, after, delay });
+        }
+    }
+
+    fn decide_batch(&mut self, run_id: RunId) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        let Some(mut run) = slot.run.take() else { return };
+        let basis = WriteBasis::of(&run);
+        let mut inbox = std::mem::take(&mut slot.inbox);
+        let mut batch = Batch { events: Vec::new(), jobs: Vec::new(), look: false };
+        while let Some(job) = inbox.pop_front() {
+            if batch.jobs.len() >= JOBS_MAX {
+                inbox.push_front(job);
+                break;
+            }
+            if let Some(again) = self.decide_job(&mut run, job, &mut batch) {
+                // Nothing follows from it as far as is known here; the log may know more.
+                inbox.push_front(again);
+                batch.look = true;
+                break;
+            }
+        }
+        self.attach_if_needed(&mut run, &mut batch);
+        let look = batch.look;
+        let after = run.seq();
+        let wrote = !batch.events.is_empty();
+        if let Some(slot) = self.slots.get_mut(&run_id) {
+            slot.inbox = inbox;
+            slot.run = Some(run);
+        }
+        if wrote {
+            self.write(run_id, basis, batch);
+        } else {
+            self.answer(run_id, batch.jobs);
+            if look {
+                self.load(run_id, after, StdDuration::ZERO);
+            } else {
+                self.work(run_id);
+            }
+        }
+    }
+
+    /// Decides one job and applies what follows. Gives the job back when it has to be decided again after
+    /// a look at the log.
+    fn decide_job(&mut self, run: &mut Run, job: Job, batch: &mut Batch) -> Option<Job> {
+        let before = batch.events.len();
+        let (result, again) = match &job {
+            Job::Client { command, .. } => (apply_decision(run, command, self.now, batch), None),
+            Job::Commit { link, commit } => {
+                let Some(session) = self.sessions.get(link) else { return None };
+                let command = Command {
+                    id: CommandId::of_worker(run.id(), commit.epoch, commit.number),
+                    actor: Actor::Worker(session.worker.identity.clone()),
+                    body: CommandBody::Commit(commit.clone()),
+                };
+                (apply_decision(run, &command, self.now, batch), None)
+            }
+            Job::Offer { token, verified } => {
+                let result = self.offer(run, batch);
+                (result, (!verified).then_some(Job::Offer { token: *token, verified: true }))
+            }
+            Job::Fire { timer, verified } => {
+                let body = CommandBody::FireTimer { timer: *timer };
+                let command = Command { id: self.ids.command_id(), actor: Actor::System, body };
+                let result = apply_decision(run, &command, self.now, batch);
+                (result, (!verified).then_some(Job::Fire { timer: *timer, verified: true }))
+            }
+            Job::Lose { session, verified } => {
+                let body = CommandBody::Detach(Detach { session: *session });
+                let command = Command { id: self.ids.command_id(), actor: Actor::System, body };
+                let result = apply_decision(run, &command, self.now, batch);
+                (result, (!verified).then_some(Job::Lose { session: *session, verified: true }))
+            }
+            Job::Look => {
+                batch.look = true;
+                (Ok(()), None)
+            }
+        };
+        if let (true, Some(again)) = (batch.events.len() == before && !run.status().is_closed(), again) {
+            return Some(again);
+        }
+        batch.jobs.push((job, result));
+        None
+    }
+
+    /// Offers the run to a worker that is connected here and has room.
+    fn offer(&mut self, run: &mut Run, batch: &mut Batch) -> Result<(), Rejection> {
+        let blocked = run.status() == everstep_core::RunStatus::Blocked;
+        if self.draining || (!run.needs_worker() && !blocked) {
+            return Err(Rejection::NotRunnable);
+        }
+        let Some(link) = self.link_with_credit(&run.queue()) else { return Err(Rejection::NotRunnable) };
+        let Some(session) = self.sessions.get_mut(&link) else { return Err(Rejection::NotRunnable) };
+        let attach = Attach { session: session.id, worker: session.worker.clone() };
+        let actor = Actor::Worker(session.worker.identity.clone());
+        let command = Command { id: self.ids.command_id(), actor, body: CommandBody::Attach(attach) };
+        apply_decision(run, &command, self.now, batch)?;
+        if run.owner().is_some() {
+            session.runs.insert(run.id());
+        }
+        Ok(())
+    }
+
+    /// Eager attach: the claim goes into the same append as what made it necessary.
+    fn attach_if_needed(&mut self, run: &mut Run, batch: &mut Batch) {
+        if run.needs_worker() && !batch.events.is_empty() {
+            // Without a worker here, the task row and a hint to the other nodes follow from the events.
+            let _ = self.offer(run, batch);
+        }
+    }
+
+    fn write(&mut self, run_id: RunId, basis: WriteBasis, batch: Batch) {
+        let Some(slot) = self.slots.get(&run_id) else { return };
+        let Some(run) = &slot.run else { return };
+        let mut writes = basis.writes(run, &batch.events);
+        let foreign = batch.events.iter().any(|e| e.command_id.worker_commit(run_id).is_none());
+        let owner_elsewhere = run.owner().is_some_and(|o| !self.links.contains_key(&o.session));
+        if foreign && owner_elsewhere {
+            writes.push(Write::WakeSet { seq: run.seq() });
+        }
+        let events = Arc::new(batch.events);
+        let append = Append::of(RunAppend { run_id, start: None, events, writes });
+        let ticket = self.ticket();
+        self.tickets.insert(ticket, run_id);
+        self.out.push(Output::Append { ticket, append: append.clone(), delay: StdDuration::ZERO });
+        if let Some(slot) = self.slots.get_mut(&run_id) {
+            slot.writing = Some(Writing { append, jobs: batch.jobs, started: false, tries: 0 });
+        }
+    }
+
+    /// Puts a run that was just started into memory, its first append being committed.
+    pub(super) fn adopt_started(&mut self, run: Run, append: Append) {
+        let run_id = run.id();
+        self.status.runs_started += 1;
+        self.out.push(Output::RunStarted(Box::new(run.clone())));
+        let writing = Writing { append, jobs: Vec::new(), started: true, tries: 0 };
+        self.slots.insert(run_id, Slot { run: Some(run), ..Slot::default() });
+        self.committed(run_id, writing);
+    }
+
+    /// The verdict on an append.
+    pub(super) fn appended(&mut self, ticket: u64, verdict: Verdict) {
+        if self.starts.contains_key(&ticket) {
+            return self.start_appended(ticket, verdict);
+        }
+        let Some(run_id) = self.tickets.remove(&ticket) else { return };
+        let Some(writing) = self.slots.get_mut(&run_id).and_then(|s| s.writing.take()) else { return };
+        match verdict {
+            Verdict::Committed => self.committed(run_id, writing),
+            Verdict::Conflict => self.lost_race(run_id, writing),
+            Verdict::Failed(error) => self.append_failed(run_id, ticket, writing, error),
+        }
+    }
+
+    fn committed(&mut self, run_id: RunId, writing: Writing) {
+        let events = &writing.append.run.events;
+        self.status.events_appended += events.len() as u64;
+        self.tell_owner(run_id, events);
+        self.announce(run_id, &writing.append.run.writes);
+        if let Some(slot) = self.slots.get_mut(&run_id) {
+            slot.races = 0;
+            if let Some(history) = &mut slot.history {
+                history.extend(events.iter().cloned());
+            }
+        }
+        self.answer(run_id, writing.jobs);
+        self.reconcile(run_id, writing.started.then(|| Arc::clone(events)));
+        self.work(run_id);
+    }
+
+    /// Sends events to the stream that holds the run.
+    fn tell_owner(&mut self, run_id: RunId, events: &Arc<Vec<Event>>) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        let (Some(run), Some((link, epoch))) = (&slot.run, slot.told) else { return };
+        let from = slot.sent + 1;
+        if events.last().is_none_or(|e| e.seq < from) {
+            return;
+        }
+        slot.sent = run.seq();
+        let committed = if run.epoch() == epoch { run.committed() } else { u32::MAX };
+        let message = WorkerOut::Events { run_id, epoch, events: Arc::clone(events), from, committed };
+        self.out.push(Output::ToWorker { link, message });
+    }
+
+    /// Tells everyone else what an append changed.
+    fn announce(&mut self, run_id: RunId, writes: &[Write]) {
+        let Some(run) = self.slots.get(&run_id).and_then(|s| s.run.as_ref()) else { return };
+        let closed = run.status().is_closed();
+        self.out.push(Output::Tail(run_id, run.seq()));
+        for write in writes {
+            match write {
+                Write::TaskSet(queue) => {
+                    let trace = run.start().trace.clone();
+                    self.out.push(Output::Publish(TaskHint { run_id, queue: queue.clone(), trace }));
+                }
+                Write::TimerSet(timer) => self.out.push(Output::TimersAt(timer.fire_at)),
+                _ => {}
+            }
+        }
+        let owned_here = run.owner().is_some_and(|o| self.links.contains_key(&o.session));
+        if self.config.shared && (closed || !owned_here) {
+            let node = self.config.node_id;
+            self.out.push(Output::Notify(Notice { run_id, tail: run.seq(), closed, node }));
+        }
+        if closed {
+            self.status.runs_closed += 1;
+            self.out.push(Output::RunClosed(Box::new(run.clone())));
+        }
+    }
+
+    /// Answers whoever asked for the jobs of a batch.
+    fn answer(&mut self, run_id: RunId, jobs: Vec<(Job, Result<(), Rejection>)>) {
+        for (job, result) in jobs {
+            match job {
+                Job::Client { request, .. } => {
+                    self.out.push(Output::Done { request, result: result.map_err(Error::Rejected) });
+                }
+                Job::Commit { link, commit } => self.answer_commit(run_id, link, &commit, result),
+                Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
+                Job::Offer { token: None, .. } | Job::Fire { .. } | Job::Lose { .. } | Job::Look => {}
+            }
+        }
+    }
+
+    fn answer_commit(&mut self, run_id: RunId, link: u64, commit: &WorkerCommit, result: Result<(), Rejection>) {
+        let epoch = commit.epoch;
+        match result {
+            Err(rejection) => {
+                if matches!(rejection, Rejection::Fenced { .. }) {
+                    self.status.fenced += 1;
+                }
+                let evicted = !matches!(rejection, Rejection::UnseenEvents { .. });
+                let message = WorkerOut::Rejected { run_id, epoch, number: commit.number, rejection };
+                self.out.push(Output::ToWorker { link, message });
+                if evicted {
+                    self.forget_told(run_id, link);
+                }
+            }
+            Ok(()) => {
+                // A commit that was recorded before is acknowledged again.
+                let Some(slot) = self.slots.get(&run_id) else { return };
+                let committed = slot.run.as_ref().map_or(0, Run::committed);
+                if slot.told == Some((link, epoch)) && committed >= commit.number {
+                    let events = Arc::new(Vec::new());
+                    let from = slot.sent + 1;
+                    let message = WorkerOut::Events { run_id, epoch, events, from, committed };
+                    self.out.push(Output::ToWorker { link, message });
+                }
+            }
+        }
+    }
+
+    fn forget_told(&mut self, run_id: RunId, link: u64) {
+        if let Some(slot) = self.slots.get_mut(&run_id)
+            && slot.told.is_some_and(|(l, _)| l == link)
+        {
+            slot.told = None;
+        }
+        if let Some(session) = self.sessions.get_mut(&link) {
+            session.runs.remove(&run_id);
+        }
+    }
+
+    /// Somebody else appended first: read the log and decide again.
+    fn lost_race(&mut self, run_id: RunId, writing: Writing) {
+        self.status.conflicts += 1;
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        slot.races += 1;
+        let give_up = slot.races > RACES_MAX;
+        let attempts = slot.races;
+        let mut requeued: Vec<Job> = Vec::with_capacity(writing.jobs.len());
+        for (job, _) in writing.jobs {
+            match job {
+                Job::Client { request, .. } if give_up => {
+                    self.out.push(Output::Done { request, result: Err(Error::Contention { attempts }) });
+                }
+                job => requeued.push(job),
+            }
+        }
+        for job in requeued.into_iter().rev() {
+            slot.inbox.push_front(job);
+        }
+        if slot.inbox.is_empty() {
+            // An attach of our own came to nothing; the state has to be read again all the same.
+            slot.inbox.push_back(Job::Look);
+        }
+        slot.run = None;
+        slot.history = None;
+        self.load(run_id, 0, StdDuration::ZERO);
+    }
+
+    /// The store failed. Submitting the same append again is safe whatever became of it: the primary key
+    /// admits one of the two, and a conflict leads to the log.
+    fn append_failed(&mut self, run_id: RunId, ticket: u64, mut writing: Writing, error: store::Error) {
+        let unknown = matches!(error, store::Error::OutcomeUnknown(_));
+        if unknown {
+            self.status.unknown_settled += 1;
+        }
+        if !unknown && !error.is_retryable() {
+            return self.give_up(run_id, writing, &error);
+        }
+        writing.tries += 1;
+        if writing.tries >= TRIES_BEFORE_REPLY {
+            let reply = store::Error::OutcomeUnknown(error.to_string());
+            writing.jobs.retain(|(job, _)| match job {
+                Job::Client { request, .. } => {
+                    self.out.push(Output::Done { request: *request, result: Err(reply.clone().into()) });
+                    false
+                }
+                _ => true,
+            });
+        }
+        let delay = backoff(writing.tries);
+        self.tickets.insert(ticket, run_id);
+        self.out.push(Output::Append { ticket, append: writing.append.clone(), delay });
+        if let Some(slot) = self.slots.get_mut(&run_id) {
+            slot.writing = Some(writing);
+        }
+    }
+
+    /// The store will never take this append.
+    fn give_up(&mut self, run_id: RunId, writing: Writing, error: &store::Error) {
+        for (job, _) in writing.jobs {
+            if let Job::Client { request, .. } = job {
+                self.out.push(Output::Done { request, result: Err(error.clone().into()) });
+            }
+        }
+        self.abandon(run_id, error);
+    }
+
+    /// Drops a run whose history or append is refused; what is stored stays as it is.
+    fn abandon(&mut self, run_id: RunId, error: &store::Error) {
+        tracing::error!(run_id = %run_id, %error, "run abandoned on this node");
+        let Some(slot) = self.slots.remove(&run_id) else { return };
+        for job in slot.inbox {
+            match job {
+                Job::Client { request, .. } => {
+                    self.out.push(Output::Done { request, result: Err(error.clone().into()) });
+                }
+                Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
+                _ => {}
+            }
+        }
+        if let Some((link, epoch)) = slot.told {
+            let message = WorkerOut::Evict { run_id, epoch, reason: "its history cannot be read" };
+            self.out.push(Output::ToWorker { link, message });
+        }
+        for session in self.sessions.values_mut() {
+            session.runs.remove(&run_id);
+        }
+        self.out.push(Output::Dropped(run_id));
+    }
+
+    /// Events that were asked for with `load`.
+    pub(super) fn loaded(&mut self, run_id: RunId, after: Seq, events: Result<Vec<Event>, store::Error>) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        slot.loading = false;
+        let events = match events {
+            Ok(events) => events,
+            Err(error) if error.is_retryable() => return self.load_failed(run_id, after, &error),
+            Err(error) => return self.abandon(run_id, &error),
+        };
+        let folded = if after == 0 {
+            Run::fold(run_id, &events).map(|run| {
+                slot.run = run;
+                slot.history = Some(events.clone());
+            })
+        } else {
+            slot.run.as_mut().map_or(Ok(()), |run| events.iter().try_for_each(|e| run.apply(e))).map(|()| {
+                if let Some(history) = &mut slot.history {
+                    history.extend(events.iter().cloned());
+                }
+            })
+        };
+        if let Err(error) = folded {
+            return self.abandon(run_id, &store::Error::Corrupt(format!("run {run_id}: {error}")));
+        }
+        if slot.run.is_none() {
+            return self.not_found(run_id);
+        }
+        self.out.push(Output::Opened(run_id));
+        let events = Arc::new(events);
+        self.tell_owner(run_id, &events);
+        self.reconcile(run_id, None);
+        // A look is done once the tail is read; what else waits is decided on what it found.
+        if let Some(slot) = self.slots.get_mut(&run_id) {
+            slot.inbox.retain(|job| !matches!(job, Job::Look));
+        }
+        self.work(run_id);
+    }
+
+    fn load_failed(&mut self, run_id: RunId, after: Seq, error: &store::Error) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        let mut clients = Vec::new();
+        slot.inbox.retain(|job| match job {
+            Job::Client { request, .. } => {
+                clients.push(*request);
+                false
+            }
+            _ => true,
+        });
+        for request in clients {
+            self.out.push(Output::Done { request, result: Err(error.clone().into()) });
+        }
+        self.load(run_id, after, backoff(4));
+    }
+
+    fn not_found(&mut self, run_id: RunId) {
+        let Some(slot) = self.slots.remove(&run_id) else { return };
+        for job in slot.inbox {
+            match job {
+                Job::Client { request, .. } => {
+                    let result = Err(Error::RunNotFound(run_id.to_string()));
+                    self.out.push(Output::Done { request, result });
+                }
+                Job::Commit { link, commit } => {
+                    let rejection = Rejection::Fenced { current: 0, sent: commit.epoch };
+                    let (epoch, number) = (commit.epoch, commit.number);
+                    let message = WorkerOut::Rejected { run_id, epoch, number, rejection };
+                    self.out.push(Output::ToWorker { link, message });
+                }
+                Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Brings what the worker was told in line with who owns the run. `whole` is the run's history when
+    /// the caller has all of it at hand.
+    fn reconcile(&mut self, run_id: RunId, whole: Option<Arc<Vec<Event>>>) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        let Some(run) = &slot.run else { return };
+        let owner = run.owner().map(|o| o.session);
+        let link = owner.and_then(|s| self.links.get(&s).copied());
+        let epoch = run.epoch();
+        for (&l, session) in &mut self.sessions {
+            if Some(l) != link {
+                session.runs.remove(&run_id);
+            }
+        }
+        if slot.told.is_some() && slot.told != link.map(|l| (l, epoch)) {
+            // The last thing the old owner was sent says why: parked, closed, or lost.
+            if let Some((old, old_epoch)) = slot.told.take()
+                && owner.is_some()
+            {
+                let message = WorkerOut::Evict { run_id, epoch: old_epoch, reason: "another worker owns it" };
+                self.out.push(Output::ToWorker { link: old, message });
+            }
+        }
+        let Some(link) = link else { return };
+        if slot.told.is_some() {
+            return;
+        }
+        let Some(events) = whole.or_else(|| slot.history.take().map(Arc::new)) else {
+            // The claim is committed; the history that goes with it has to be read first.
+            slot.run = None;
+            return self.load(run_id, 0, StdDuration::ZERO);
+        };
+        slot.told = Some((link, epoch));
+        slot.sent = run.seq();
+        if let Some(session) = self.sessions.get_mut(&link) {
+            session.runs.insert(run_id);
+        }
+        self.out.push(Output::Opened(run_id));
+        let message = WorkerOut::Activate { run_id, epoch, events, base: None };
+        self.out.push(Output::ToWorker { link, message });
+    }
+
+    /// A run that is not owned here and has nothing in flight costs no memory.
+    fn let_go_if_idle(&mut self, run_id: RunId) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        slot.history = None;
+        let told = slot.told.is_some();
+        if told || !slot.is_idle() {
+            return;
+        }
+        let owned_here = slot.run.as_ref().and_then(Run::owner).is_some_and(|o| self.links.contains_key(&o.session));
+        if !owned_here {
+            self.slots.remove(&run_id);
+            self.out.push(Output::Dropped(run_id));
+        }
+    }
+}
+
+/// What one append will hold.
+struct Batch {
+    events: Vec<Event>,
+    jobs: Vec<(Job, Result<(), Rejection>)>,
+    look: bool,
+}
+
+fn apply_decision(
+    run: &mut Run,
+    command: &Command,
+    now: everstep_core::Timestamp,
+    batch: &mut Batch,
+) -> Result<(), Rejection> {
+    let decision = decide(run, command, now)?;
+    for event in decision.events {
+        // The core decides only what it can apply; a breach is a bug that must not reach the log.
+        if let Err(problem) = run.apply(&event) {
+            return Err(Rejection::InvalidCommands { problem: problem.to_string() });
+        }
+        batch.events.push(event);
+    }
+    Ok(())
+}
+
+/// 10 ms, doubling, at most about a second.
+pub(super) fn backoff(tries: u32) -> StdDuration {
+    StdDuration::from_millis(10 << tries.min(7))
+}

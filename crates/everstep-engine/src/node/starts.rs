@@ -1,0 +1,258 @@
+//! Starts: the requests whose run does not exist yet.
+
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use everstep_core::{
+    Actor, Attach, Command, CommandBody, CurrentRun, Event, KnownRequest, Run, RunId, StartDecision, StartRun, Write,
+    WriteBasis, decide, decide_start, start_body_hash,
+};
+use everstep_store::{self as store, Append, RunAppend, StartClaim, StartRecord, Verdict};
+
+use super::slot::{Job, backoff};
+use super::{Node, Output};
+use crate::{Error, Started};
+
+/// Races that a start may lose before its caller is told so.
+const RACES_MAX: u32 = 5;
+/// Tries of an append, after which the caller is told that the store does not answer.
+const TRIES_MAX: u32 = 8;
+
+/// A start in progress.
+#[derive(Debug)]
+pub(super) struct StartJob {
+    request: u64,
+    start: Box<StartRun>,
+    run_id: RunId,
+    seed: u64,
+    races: u32,
+    tries: u32,
+    /// The run as it will be, and the append that makes it so.
+    prepared: Option<(Run, Append)>,
+    /// Waiting for the history of the run to terminate: the first event and who holds the workflow id.
+    terminating: Option<(Box<Event>, RunId)>,
+    replied: bool,
+}
+
+impl Node {
+    /// Begins a start, hoping that nobody holds the workflow id: the claim in the append says so if not.
+    pub(super) fn start(&mut self, request: u64, start: Box<StartRun>) {
+        if self.draining {
+            self.out.push(Output::Started { request, result: Err(Error::Stopping) });
+            return;
+        }
+        let run_id = self.ids.run_id(self.now);
+        let seed = self.ids.number();
+        let ticket = self.ticket();
+        let job = StartJob {
+            request,
+            start,
+            run_id,
+            seed,
+            races: 0,
+            tries: 0,
+            prepared: None,
+            terminating: None,
+            replied: false,
+        };
+        self.starts.insert(ticket, job);
+        self.decide_start(ticket, None, None);
+    }
+
+    fn decide_start(&mut self, ticket: u64, current: Option<CurrentRun>, known: Option<KnownRequest>) {
+        let Some(job) = self.starts.get_mut(&ticket) else { return };
+        if known.is_some_and(|k| k.run_id == job.run_id) {
+            // Our own append was committed after all; its answer was lost.
+            let run_id = job.run_id;
+            self.finish_start(ticket, Ok(Started { run_id, started: true }));
+            return self.add_job(run_id, Job::Look);
+        }
+        match decide_start(&job.start, (job.run_id, job.seed), current, known, self.now) {
+            Err(rejection) => self.finish_start(ticket, Err(rejection.into())),
+            Ok(StartDecision::Existing(run_id)) => self.finish_start(ticket, Ok(Started { run_id, started: false })),
+            Ok(StartDecision::Start { event, expected, terminate: None }) => {
+                self.append_start(ticket, *event, expected, None);
+            }
+            Ok(StartDecision::Start { event, terminate: Some(holder), .. }) => {
+                job.terminating = Some((event, holder));
+                self.out.push(Output::LoadForStart { ticket, run: holder });
+            }
+        }
+    }
+
+    fn append_start(&mut self, ticket: u64, event: Event, expected: Option<RunId>, with: Option<Box<RunAppend>>) {
+        let Some(job) = self.starts.get(&ticket) else { return };
+        let claim = StartClaim {
+            namespace: job.start.namespace.clone(),
+            workflow_id: job.start.workflow_id.clone(),
+            expected,
+            request_id: job.start.request_id.clone(),
+            body_hash: start_body_hash(&job.start),
+        };
+        let run_id = job.run_id;
+        let mut run = match Run::begin(run_id, &event) {
+            Ok(run) => run,
+            Err(e) => return self.finish_start(ticket, Err(store::Error::Corrupt(e.to_string()).into())),
+        };
+        let mut events = vec![event];
+        self.attach_at_start(&mut run, &mut events);
+        let writes = WriteBasis::NEW.writes(&run, &events);
+        let append = Append {
+            run: RunAppend { run_id, start: Some(claim), events: Arc::new(events), writes },
+            with,
+        };
+        self.out.push(Output::Append { ticket, append: append.clone(), delay: StdDuration::ZERO });
+        if let Some(job) = self.starts.get_mut(&ticket) {
+            job.prepared = Some((run, append));
+        }
+    }
+
+    /// Claims the run for a worker that is connected here, in the append that starts it.
+    fn attach_at_start(&mut self, run: &mut Run, events: &mut Vec<Event>) {
+        let Some(link) = self.link_with_credit(&run.queue()) else { return };
+        let Some(session) = self.sessions.get_mut(&link) else { return };
+        let attach = Attach { session: session.id, worker: session.worker.clone() };
+        let actor = Actor::Worker(session.worker.identity.clone());
+        let command = Command { id: self.ids.command_id(), actor, body: CommandBody::Attach(attach) };
+        let Ok(decision) = decide(run, &command, self.now) else { return };
+        for event in decision.events {
+            if run.apply(&event).is_ok() {
+                events.push(event);
+            }
+        }
+        session.runs.insert(run.id());
+    }
+
+    /// The verdict on a start's append.
+    pub(super) fn start_appended(&mut self, ticket: u64, verdict: Verdict) {
+        let Some(job) = self.starts.get_mut(&ticket) else { return };
+        match verdict {
+            Verdict::Committed => {
+                let (request, run_id, replied) = (job.request, job.run_id, job.replied);
+                let prepared = job.prepared.take();
+                let terminated = job.terminating.take().map(|(_, holder)| holder);
+                self.starts.remove(&ticket);
+                if !replied {
+                    let result = Ok(Started { run_id, started: true });
+                    self.out.push(Output::Started { request, result });
+                }
+                if let Some((run, append)) = prepared {
+                    self.adopt_started(run, append);
+                }
+                if let Some(holder) = terminated {
+                    self.add_job(holder, Job::Look);
+                }
+            }
+            Verdict::Conflict => {
+                job.races += 1;
+                let races = job.races;
+                self.release_claim(ticket);
+                if races > RACES_MAX {
+                    return self.finish_start(ticket, Err(Error::Contention { attempts: races }));
+                }
+                self.find_start(ticket);
+            }
+            Verdict::Failed(error) => self.start_failed(ticket, error),
+        }
+    }
+
+    fn find_start(&mut self, ticket: u64) {
+        let Some(job) = self.starts.get(&ticket) else { return };
+        self.out.push(Output::FindStart {
+            ticket,
+            namespace: job.start.namespace.clone(),
+            workflow_id: job.start.workflow_id.clone(),
+            request_id: job.start.request_id.clone(),
+        });
+    }
+
+    fn start_failed(&mut self, ticket: u64, error: store::Error) {
+        let unknown = matches!(error, store::Error::OutcomeUnknown(_));
+        if unknown {
+            self.status.unknown_settled += 1;
+        }
+        let Some(job) = self.starts.get_mut(&ticket) else { return };
+        job.tries += 1;
+        let tries = job.tries;
+        let certain = !unknown && (!error.is_retryable() || tries >= TRIES_MAX);
+        if certain {
+            self.release_claim(ticket);
+            return self.finish_start(ticket, Err(error.into()));
+        }
+        if tries >= TRIES_MAX && !job.replied {
+            job.replied = true;
+            let result = Err(store::Error::OutcomeUnknown(error.to_string()).into());
+            self.out.push(Output::Started { request: job.request, result });
+        }
+        if let Some((_, append)) = &job.prepared {
+            self.out.push(Output::Append { ticket, append: append.clone(), delay: backoff(tries) });
+        }
+    }
+
+    /// Gives the room that was kept for the run back to the worker.
+    fn release_claim(&mut self, ticket: u64) {
+        let Some(job) = self.starts.get_mut(&ticket) else { return };
+        job.prepared = None;
+        let run_id = job.run_id;
+        for session in self.sessions.values_mut() {
+            session.runs.remove(&run_id);
+        }
+    }
+
+    /// Who holds the workflow id.
+    pub(super) fn start_found(&mut self, ticket: u64, record: Result<StartRecord, store::Error>) {
+        match record {
+            Err(error) => self.finish_start(ticket, Err(error.into())),
+            Ok(record) => {
+                let current = record.current.map(|(run_id, status)| CurrentRun { run_id, status });
+                let known = record.request.map(|(run_id, body_hash)| KnownRequest { run_id, body_hash });
+                self.decide_start(ticket, current, known);
+            }
+        }
+    }
+
+    /// The history of the run to terminate.
+    pub(super) fn loaded_for_start(&mut self, ticket: u64, events: Result<Vec<Event>, store::Error>) {
+        let Some(job) = self.starts.get(&ticket) else { return };
+        let Some((event, holder)) = job.terminating.clone() else { return };
+        let events = match events {
+            Ok(events) => events,
+            Err(error) => return self.finish_start(ticket, Err(error.into())),
+        };
+        let mut old = match Run::fold(holder, &events) {
+            Ok(Some(run)) => run,
+            Ok(None) => return self.find_start(ticket),
+            Err(e) => return self.finish_start(ticket, Err(store::Error::Corrupt(e.to_string()).into())),
+        };
+        let basis = WriteBasis::of(&old);
+        let reason = format!("replaced by run {}", job.run_id);
+        let command = Command {
+            id: event.command_id,
+            actor: Actor::Client(job.start.identity.clone()),
+            body: CommandBody::Terminate { reason },
+        };
+        let with = match decide(&old, &command, self.now) {
+            // It has ended by itself meanwhile: ask again who holds the workflow id.
+            Err(_) => return self.find_start(ticket),
+            Ok(decision) => {
+                for e in &decision.events {
+                    if let Err(e) = old.apply(e) {
+                        return self.finish_start(ticket, Err(store::Error::Corrupt(e.to_string()).into()));
+                    }
+                }
+                let mut writes = basis.writes(&old, &decision.events);
+                writes.push(Write::WakesDeleted { up_to: old.seq() });
+                RunAppend { run_id: holder, start: None, events: Arc::new(decision.events), writes }
+            }
+        };
+        self.append_start(ticket, *event, Some(holder), Some(Box::new(with)));
+    }
+
+    fn finish_start(&mut self, ticket: u64, result: Result<Started, Error>) {
+        if let Some(job) = self.starts.remove(&ticket)
+            && !job.replied
+        {
+            self.out.push(Output::Started { request: job.request, result });
+        }
+    }
+}
