@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection, RunId, RunStatus,
+    CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection, Run, RunId, RunStatus,
     Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
 };
 use everstep_dispatch::Dispatch;
@@ -26,6 +26,36 @@ pub struct EngineConfig {
     pub batch_max: usize,
     /// Seed of run ids and workflow seeds; from the operating system's entropy unless a test says else.
     pub seed: u64,
+    /// Told of runs that start and end here.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+/// Is told of what this node committed, after the commit. Must return at once.
+pub trait Observer: std::fmt::Debug + Send + Sync + 'static {
+    /// A run was started by this node.
+    fn run_started(&self, run: &Run) {
+        let _ = run;
+    }
+
+    /// A run ended by an append of this node: told once for each run, unless the node dies first.
+    fn run_closed(&self, run: &Run) {
+        let _ = run;
+    }
+}
+
+impl EngineConfig {
+    /// The defaults, for a node with this id.
+    pub fn new(node_id: NodeId) -> Self {
+        Self {
+            node_id,
+            lease: Duration::from_secs(10),
+            sweep_interval: StdDuration::from_secs(1),
+            lanes: 2,
+            batch_max: 256,
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
+            observer: None,
+        }
+    }
 }
 
 /// A call was not carried out.
@@ -365,7 +395,7 @@ impl WorkerSender {
     /// [`Error::Stopping`].
     pub async fn send(&self, message: WorkerIn) -> Result<(), Error> {
         self.inputs
-            .send(crate::driver::Message::worker(self.link, message))
+            .send(crate::driver::Message::Worker { link: self.link, message })
             .await
             .map_err(|_| Error::Stopping)
     }

@@ -70,13 +70,9 @@ impl Hub {
         lock(&self.inner).open_here.insert(run);
     }
 
-    /// This node let go of the run; its waiters have to look for themselves from here on.
+    /// This node let go of the run.
     pub(crate) fn dropped(&self, run: RunId) {
-        let mut inner = lock(&self.inner);
-        inner.open_here.remove(&run);
-        if let Some(sender) = inner.waiting.get(&run) {
-            sender.send_modify(|_| {});
-        }
+        lock(&self.inner).open_here.remove(&run);
     }
 
     pub(crate) fn tail(&self, run: RunId, tail: Seq) {
@@ -143,7 +139,8 @@ impl Watch {
         self.news.borrow().tail
     }
 
-    /// Waits for the run's end as this node hears of it, at most until `until`.
+    /// Waits for the run's end as this node hears of it, at most until `until`. On a single node every
+    /// end passes through here, also that of a run which is not in memory now.
     async fn closed(&mut self, until: Instant) -> Option<Arc<Closed>> {
         let wait = async {
             loop {
@@ -152,10 +149,6 @@ impl Watch {
                     if news.closed.is_some() || news.ended {
                         return news.closed.clone();
                     }
-                }
-                let open_here = lock(&self.inner).open_here.contains(&self.run);
-                if !open_here && !self.shared_with_others {
-                    // Parked or not loaded: it cannot end without passing through this node.
                 }
                 if self.news.changed().await.is_err() {
                     return None;

@@ -1,1 +1,5 @@
 //! The in-memory store.
+
+/// Placeholder until the store is written.
+#[derive(Debug)]
+pub struct MemoryStore;

@@ -1,0 +1,396 @@
+//! Driving a node: performing its outputs over the ports, and feeding back what came of them.
+
+mod perform;
+mod tasks;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration as StdDuration;
+
+use everstep_core::{CommandBody, CommandId, Event, RunId, Seq, StartRun, Timestamp};
+use everstep_dispatch::Dispatch;
+use everstep_store::{self as store, Append, RunRecord, Store, Verdict};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::api::WorkerSender;
+use crate::clock::DbClock;
+use crate::hub::Hub;
+use crate::node::{Input, Node, NodeConfig};
+use crate::{
+    Engine, EngineConfig, Error, Hello, NodeStatus, RunSelector, Started, WorkerIn, WorkerLink, WorkerOut,
+};
+
+/// Requests waiting for the node at most; more wait with their callers.
+const REQUESTS_MAX: usize = 4_096;
+/// Messages waiting for one worker's stream at most; a worker that does not read is cut off.
+const LINK_MAX: usize = 32_768;
+/// Events read in one page.
+const PAGE: usize = 1_000;
+
+/// From outside the node.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Worker { link: u64, message: WorkerIn },
+    Start { start: Box<StartRun>, reply: oneshot::Sender<Result<Started, Error>> },
+    Command {
+        run: RunId,
+        id: CommandId,
+        identity: String,
+        body: CommandBody,
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Connect { link: u64, hello: Hello, to_worker: mpsc::Sender<WorkerOut> },
+}
+
+/// From the node's own tasks.
+#[derive(Debug)]
+pub(crate) enum Internal {
+    Input(Input),
+    Verdicts(Vec<(u64, Verdict)>),
+    Sweep,
+    Drain,
+}
+
+/// What the handle and the tasks of a node share.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) dispatch: Arc<dyn Dispatch>,
+    pub(crate) hub: Hub,
+    pub(crate) config: EngineConfig,
+    clock: DbClock,
+    requests: mpsc::Sender<Message>,
+    internal: mpsc::UnboundedSender<Internal>,
+    lanes: Vec<mpsc::UnboundedSender<(u64, Append)>>,
+    status: Mutex<NodeStatus>,
+    store_ok: AtomicBool,
+    next_link: AtomicU64,
+    namespaces: Mutex<HashSet<String>>,
+    timers: Timers,
+    stopping: AtomicBool,
+    /// True once the node's tasks have to end.
+    stop: watch::Sender<bool>,
+    /// True once nothing is in flight any more, while draining.
+    idle: watch::Sender<bool>,
+}
+
+/// When to look for due timers next.
+#[derive(Debug)]
+struct Timers {
+    earliest: Mutex<Timestamp>,
+    changed: Notify,
+}
+
+impl Shared {
+    /// Figures of the node.
+    pub(crate) fn status(&self) -> NodeStatus {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        status.store_ok = self.store_ok.load(Ordering::Relaxed);
+        status.dispatch_ok = self.dispatch.is_connected();
+        status.draining |= self.stopping.load(Ordering::Relaxed);
+        status
+    }
+
+    fn feed(&self, input: Input) {
+        // The node is gone only when everything is.
+        let _ = self.internal.send(Internal::Input(input));
+    }
+
+    /// Notes whether the store answers, for readiness.
+    fn saw<T>(&self, result: &Result<T, store::Error>) {
+        let ok = !matches!(
+            result,
+            Err(store::Error::Unavailable(_) | store::Error::OutcomeUnknown(_) | store::Error::Schema(_))
+        );
+        self.store_ok.store(ok, Ordering::Relaxed);
+    }
+
+    /// Runs `work` beside the node until it is done or the node stops.
+    fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let mut stop = self.stop.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => {}
+                () = work => {}
+            }
+        });
+    }
+
+    async fn check_namespace(&self, name: &str) -> Result<(), Error> {
+        if self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+            return Ok(());
+        }
+        if self.store.get_namespace(name).await?.is_none() {
+            return Err(Error::NamespaceNotFound(name.to_owned()));
+        }
+        // Namespaces are never deleted, so what was seen once stays true.
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(())
+    }
+}
+
+/// See [`Engine::start`].
+pub(crate) async fn start(
+    config: EngineConfig,
+    store: Arc<dyn Store>,
+    dispatch: Arc<dyn Dispatch>,
+) -> Result<Engine, Error> {
+    let now = store.now().await?;
+    let (requests, request_rx) = mpsc::channel(REQUESTS_MAX);
+    let (internal, internal_rx) = mpsc::unbounded_channel();
+    let (lanes, lane_rxs): (Vec<_>, Vec<_>) = (0..config.lanes.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
+    let node = Node::new(NodeConfig {
+        node_id: config.node_id,
+        lease: config.lease,
+        shared: dispatch.is_shared(),
+        seed: config.seed,
+    });
+    let shared = Arc::new(Shared {
+        hub: Hub::new(dispatch.is_shared()),
+        clock: DbClock::new(now),
+        requests,
+        internal,
+        lanes,
+        status: Mutex::default(),
+        store_ok: AtomicBool::new(true),
+        next_link: AtomicU64::new(1),
+        namespaces: Mutex::default(),
+        timers: Timers { earliest: Mutex::new(Timestamp::MAX), changed: Notify::new() },
+        stopping: AtomicBool::new(false),
+        stop: watch::channel(false).0,
+        idle: watch::channel(false).0,
+        store,
+        dispatch,
+        config,
+    });
+    for lane in lane_rxs {
+        tokio::spawn(tasks::lane(Arc::clone(&shared), lane));
+    }
+    shared.spawn(tasks::timers(Arc::clone(&shared)));
+    shared.spawn(tasks::sweeps(Arc::clone(&shared)));
+    shared.spawn(tasks::notices(Arc::clone(&shared)));
+    tokio::spawn(drive(Arc::clone(&shared), node, request_rx, internal_rx));
+    Ok(Engine { shared })
+}
+
+/// What the driver keeps beside the node.
+struct Driver {
+    shared: Arc<Shared>,
+    node: Node,
+    starts: HashMap<u64, oneshot::Sender<Result<Started, Error>>>,
+    commands: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
+    links: HashMap<u64, mpsc::Sender<WorkerOut>>,
+    next_request: u64,
+    sweeping: Arc<AtomicBool>,
+}
+
+async fn drive(
+    shared: Arc<Shared>,
+    node: Node,
+    mut requests: mpsc::Receiver<Message>,
+    mut internal: mpsc::UnboundedReceiver<Internal>,
+) {
+    let mut stop = shared.stop.subscribe();
+    let mut driver = Driver {
+        shared: Arc::clone(&shared),
+        node,
+        starts: HashMap::new(),
+        commands: HashMap::new(),
+        links: HashMap::new(),
+        next_request: 0,
+        sweeping: Arc::default(),
+    };
+    let (mut outside, mut inside) = (Vec::new(), Vec::new());
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|s| *s) => break,
+            _ = internal.recv_many(&mut inside, 512) => {}
+            _ = requests.recv_many(&mut outside, 512) => {}
+        }
+        for message in inside.drain(..) {
+            driver.internal(message);
+        }
+        for message in outside.drain(..) {
+            driver.message(message);
+        }
+        driver.publish_status();
+    }
+}
+
+impl Driver {
+    fn internal(&mut self, message: Internal) {
+        match message {
+            Internal::Input(input) => self.step(input),
+            Internal::Verdicts(verdicts) => {
+                for (ticket, verdict) in verdicts {
+                    self.step(Input::Appended { ticket, verdict });
+                }
+            }
+            Internal::Sweep => self.sweep(),
+            Internal::Drain => self.step(Input::Drain),
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        self.next_request += 1;
+        let request = self.next_request;
+        match message {
+            Message::Worker { link, message } => {
+                if self.links.contains_key(&link) {
+                    self.step(Input::FromWorker { link, message });
+                }
+            }
+            Message::Start { start, reply } => {
+                self.starts.insert(request, reply);
+                self.step(Input::Start { request, start });
+            }
+            Message::Command { run, id, identity, body, reply } => {
+                self.commands.insert(request, reply);
+                self.step(Input::Command { request, run, id, identity, body });
+            }
+            Message::Connect { link, hello, to_worker } => {
+                self.links.insert(link, to_worker);
+                self.step(Input::Connect { link, hello });
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut outputs = Vec::new();
+        self.node.step(input, self.shared.clock.now(), &mut outputs);
+        for output in outputs {
+            self.perform(output);
+        }
+    }
+
+    fn sweep(&mut self) {
+        // A sweep that takes longer than its interval is not overtaken by the next.
+        if !self.sweeping.swap(true, Ordering::AcqRel) {
+            let queues = self.node.queues_with_credit();
+            let done = Arc::clone(&self.sweeping);
+            let shared = Arc::clone(&self.shared);
+            self.shared.spawn(async move {
+                tasks::sweep_once(&shared, &queues).await;
+                done.store(false, Ordering::Release);
+            });
+        }
+        let gone: Vec<u64> = self.links.iter().filter(|(_, tx)| tx.is_closed()).map(|(&link, _)| link).collect();
+        for link in gone {
+            self.disconnect(link);
+        }
+    }
+
+    fn disconnect(&mut self, link: u64) {
+        if self.links.remove(&link).is_some() {
+            self.step(Input::Disconnected { link });
+        }
+    }
+
+    fn publish_status(&self) {
+        let status = self.node.status();
+        if status.draining {
+            self.shared.idle.send_replace(self.node.is_idle() && status.workers == 0);
+        }
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// See [`Engine::start_run`].
+pub(crate) async fn start_run(shared: &Shared, start: StartRun) -> Result<Started, Error> {
+    if shared.stopping.load(Ordering::Relaxed) {
+        return Err(Error::Stopping);
+    }
+    shared.check_namespace(&start.namespace).await?;
+    let (reply, answer) = oneshot::channel();
+    shared.requests.send(Message::Start { start: Box::new(start), reply }).await.map_err(|_| Error::Stopping)?;
+    answer.await.map_err(|_| Error::Stopping)?
+}
+
+/// See [`Engine::command`].
+pub(crate) async fn command(
+    shared: &Shared,
+    run: RunId,
+    id: CommandId,
+    identity: String,
+    body: CommandBody,
+) -> Result<(), Error> {
+    if shared.stopping.load(Ordering::Relaxed) {
+        return Err(Error::Stopping);
+    }
+    let (reply, answer) = oneshot::channel();
+    let message = Message::Command { run, id, identity, body, reply };
+    shared.requests.send(message).await.map_err(|_| Error::Stopping)?;
+    answer.await.map_err(|_| Error::Stopping)?
+}
+
+/// See [`Engine::resolve`].
+pub(crate) async fn resolve(shared: &Shared, selector: &RunSelector) -> Result<RunRecord, Error> {
+    let name = || match (&selector.run_id, &selector.workflow_id) {
+        (Some(run), _) => run.to_string(),
+        (None, Some(workflow)) => format!("with workflow id '{workflow}'"),
+        (None, None) => "(none named)".to_owned(),
+    };
+    let run_id = match (&selector.run_id, &selector.workflow_id) {
+        (Some(run), _) => Some(*run),
+        (None, Some(workflow)) => {
+            let found = shared.store.find_start(&selector.namespace, workflow, "").await?;
+            found.current.map(|(run, _)| run)
+        }
+        (None, None) => {
+            let problem = "needs a run_id or a workflow_id".to_owned();
+            return Err(everstep_core::Rejection::InvalidArgument { field: "run", problem }.into());
+        }
+    };
+    let Some(run_id) = run_id else { return Err(Error::RunNotFound(name())) };
+    let record = shared.store.get_run(run_id).await?;
+    // A run of another namespace is as absent as one that never was.
+    record
+        .filter(|r| r.row.namespace == selector.namespace)
+        .filter(|r| selector.workflow_id.as_ref().is_none_or(|w| *w == r.row.workflow_id))
+        .ok_or_else(|| Error::RunNotFound(name()))
+}
+
+/// See [`Engine::connect_worker`].
+pub(crate) async fn connect_worker(shared: &Arc<Shared>, hello: Hello) -> Result<WorkerLink, Error> {
+    if shared.stopping.load(Ordering::Relaxed) {
+        return Err(Error::Stopping);
+    }
+    shared.check_namespace(&hello.namespace).await?;
+    let link = shared.next_link.fetch_add(1, Ordering::Relaxed);
+    let (to_worker, from_engine) = mpsc::channel(LINK_MAX);
+    let connect = Message::Connect { link, hello, to_worker: to_worker.clone() };
+    shared.requests.send(connect).await.map_err(|_| Error::Stopping)?;
+    let watcher = Arc::clone(shared);
+    shared.spawn(async move {
+        to_worker.closed().await;
+        watcher.feed(Input::Disconnected { link });
+    });
+    let to_engine = WorkerSender { link, inputs: shared.requests.clone() };
+    Ok(WorkerLink { to_engine, from_engine })
+}
+
+/// See [`Engine::shutdown`].
+pub(crate) async fn shutdown(shared: &Shared, grace: StdDuration) {
+    if !shared.stopping.swap(true, Ordering::AcqRel) {
+        let _ = shared.internal.send(Internal::Drain);
+        let mut idle = shared.idle.subscribe();
+        // When the grace is over, what is in flight is settled by whoever comes next.
+        let _ = tokio::time::timeout(grace, idle.wait_for(|i| *i)).await;
+    }
+    shared.stop.send_replace(true);
+}
+
+/// Reads all events of a run after `after`, page by page.
+pub(crate) async fn read_all(shared: &Shared, run: RunId, after: Seq) -> Result<Vec<Event>, store::Error> {
+    let mut all: Vec<Event> = Vec::new();
+    loop {
+        let from = all.last().map_or(after, |e| e.seq);
+        let page = shared.store.read_events(run, from, PAGE).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}

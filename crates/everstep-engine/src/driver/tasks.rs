@@ -1,0 +1,163 @@
+//! The tasks beside a node: committer lanes, timers, sweep, notices.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration as StdDuration;
+
+use everstep_core::{Duration, QueueKey, Timestamp};
+use everstep_store::{Append, Verdict};
+use tokio::sync::mpsc;
+
+use super::{Internal, Shared, Timers};
+use crate::node::Input;
+
+/// Rows that one look of the sweep takes at most.
+const SWEEP_MAX: usize = 500;
+/// How long a claimed timer stays with the node that claimed it.
+const TIMER_CLAIM: Duration = Duration::from_secs(10);
+/// How long the timer task waits at most: other nodes set timers that this one hears nothing of.
+const TIMER_LOOK: StdDuration = StdDuration::from_secs(1);
+/// Wakes younger than this are left to the notices.
+const WAKE_AGE: Duration = Duration::from_secs(1);
+/// How long to leave a failing port alone.
+const PAUSE: StdDuration = StdDuration::from_secs(1);
+
+/// A committer: takes all that waits, commits it in one go, takes what gathered meanwhile.
+pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiver<(u64, Append)>) {
+    let mut taken = Vec::new();
+    let max = shared.config.batch_max.max(1);
+    loop {
+        if waiting.recv_many(&mut taken, max).await == 0 {
+            return;
+        }
+        let (tickets, batch): (Vec<u64>, Vec<Append>) = taken.drain(..).unzip();
+        let reply = shared.store.append(batch).await;
+        if let Some(now) = reply.now {
+            shared.clock.learn(now);
+        }
+        for verdict in &reply.verdicts {
+            match verdict {
+                Verdict::Failed(error) => shared.saw::<()>(&Err(error.clone())),
+                Verdict::Committed | Verdict::Conflict => shared.saw(&Ok(())),
+            }
+        }
+        let verdicts = tickets.into_iter().zip(reply.verdicts).collect();
+        if shared.internal.send(Internal::Verdicts(verdicts)).is_err() || *shared.stop.borrow() {
+            return;
+        }
+    }
+}
+
+impl Timers {
+    /// A timer was set for `at`.
+    pub(super) fn at(&self, at: Timestamp) {
+        let mut earliest = self.earliest.lock().unwrap_or_else(PoisonError::into_inner);
+        if at < *earliest {
+            *earliest = at;
+            self.changed.notify_one();
+        }
+    }
+
+    fn reset(&self) {
+        *self.earliest.lock().unwrap_or_else(PoisonError::into_inner) = Timestamp::MAX;
+    }
+
+    fn earliest(&self) -> Timestamp {
+        *self.earliest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Claims timers as they come due, and sleeps until the next one.
+pub(super) async fn timers(shared: Arc<Shared>) {
+    loop {
+        // Whatever is set from here on wakes the wait below.
+        shared.timers.reset();
+        let claimed = shared.store.claim_timers(SWEEP_MAX, TIMER_CLAIM).await;
+        shared.saw(&claimed);
+        let Ok(claimed) = claimed else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        shared.clock.learn(claimed.now);
+        let full = claimed.due.len() == SWEEP_MAX;
+        if !claimed.due.is_empty() {
+            shared.feed(Input::TimersDue(claimed.due));
+        }
+        if full {
+            continue;
+        }
+        loop {
+            let next = claimed.next.unwrap_or(Timestamp::MAX).min(shared.timers.earliest());
+            let wait = next.since(shared.clock.now()).to_std().min(TIMER_LOOK);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => break,
+                () = shared.timers.changed.notified() => {}
+            }
+        }
+    }
+}
+
+/// Ticks the sweep.
+pub(super) async fn sweeps(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(shared.config.sweep_interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if shared.internal.send(Internal::Sweep).is_err() {
+            return;
+        }
+    }
+}
+
+/// One pass: whatever was lost is found here.
+pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey]) {
+    let closed = shared.store.close_expired_sessions(SWEEP_MAX).await;
+    shared.saw(&closed);
+    match closed {
+        Ok(closed) if !closed.is_empty() => shared.feed(Input::SessionsClosed(closed)),
+        Ok(_) => {}
+        // Without the store nothing else of this pass can work either.
+        Err(_) => return,
+    }
+    sweep_lost(shared).await;
+    if !queues.is_empty()
+        && let Ok(tasks) = shared.store.claim_tasks(Some(queues), SWEEP_MAX).await
+        && !tasks.is_empty()
+    {
+        shared.feed(Input::TasksFound(tasks));
+    }
+    if shared.dispatch.is_shared() {
+        if shared.dispatch.is_connected()
+            && let Ok(tasks) = shared.store.claim_tasks(None, SWEEP_MAX).await
+            && !tasks.is_empty()
+        {
+            shared.feed(Input::TasksFound(tasks));
+        }
+        if let Ok(wakes) = shared.store.stale_wakes(shared.config.node_id, WAKE_AGE, SWEEP_MAX).await
+            && !wakes.is_empty()
+        {
+            shared.feed(Input::WakesStale(wakes));
+        }
+    }
+}
+
+/// Runs whose owner's session is closed.
+pub(super) async fn sweep_lost(shared: &Arc<Shared>) {
+    if let Ok(lost) = shared.store.lost_runs(SWEEP_MAX).await
+        && !lost.is_empty()
+    {
+        shared.feed(Input::RunsLost(lost));
+    }
+}
+
+/// Hears what other nodes say.
+pub(super) async fn notices(shared: Arc<Shared>) {
+    loop {
+        match shared.dispatch.notices().await {
+            Ok(notices) => notices.into_iter().for_each(|notice| shared.feed(Input::Noticed(notice))),
+            Err(error) => {
+                tracing::debug!(%error, "notices not heard");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
