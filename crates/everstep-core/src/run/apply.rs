@@ -65,7 +65,10 @@ impl Run {
             && epoch == self.epoch
         {
             self.committed = self.committed.max(number);
-            self.fruitless = 0;
+            // Giving the run back is not progress: a workflow that panics at once does that, again and again.
+            if !matches!(event.body, EventBody::WorkerDetached { .. }) {
+                self.fruitless = 0;
+            }
         }
         self.last_command = event.command_id;
         self.bytes += event.body.payload().map_or(0, |p| p.data.len() as u64);

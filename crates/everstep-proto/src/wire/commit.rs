@@ -4,8 +4,8 @@ use everstep_core::{CommitCommand, OpId, RunId, WorkerCommit};
 
 use super::{
     InvalidKind, InvalidMessage, decode_blocked, decode_duration, decode_failure, decode_payload,
-    decode_retry_policy, encode_blocked, encode_duration, encode_failure, encode_payload, encode_retry_policy,
-    parse_id,
+    decode_retry_policy, encode_blocked, encode_duration, encode_failure, encode_payload,
+    encode_retry_policy, parse_id,
 };
 use crate::api::{self, command::Command};
 

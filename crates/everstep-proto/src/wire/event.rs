@@ -1,14 +1,15 @@
 //! Events, both ways.
 
 use everstep_core::{
-    Actor, BlockKind, Blocked, DetachReason, Event, EventBody, OpId, RunStarted, TimerKey, TimerKind, TraceContext,
+    Actor, BlockKind, Blocked, DetachReason, Event, EventBody, OpId, RunStarted, TimerKey, TimerKind,
+    TraceContext,
 };
 
 use super::value::encode_failure_bare;
 use super::{
     InvalidKind, InvalidMessage, decode_duration, decode_failure, decode_payload, decode_timestamp,
-    decode_worker_info, encode_duration, encode_failure, encode_payload, encode_timestamp, encode_worker_info,
-    parse_id,
+    decode_worker_info, encode_duration, encode_failure, encode_payload, encode_timestamp,
+    encode_worker_info, parse_id,
 };
 use crate::history::{self, event::Attributes};
 
@@ -89,14 +90,18 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
     let failure = |f| Some(if omit { encode_failure_bare(f) } else { encode_failure(f) });
     Some(match body {
         EventBody::RunStarted(started) => Attributes::RunStarted(encode_started(started, omit)),
-        EventBody::WorkerAttached { session, worker } => Attributes::WorkerAttached(history::WorkerAttached {
-            session_id: session.to_string(),
-            worker: Some(encode_worker_info(worker)),
-        }),
-        EventBody::WorkerDetached { reason } => Attributes::WorkerDetached(encode_detached(reason)),
-        EventBody::StepStarted { step, name, attempt } => {
-            Attributes::StepStarted(history::StepStarted { step_id: step.0, name: name.clone(), attempt: *attempt })
+        EventBody::WorkerAttached { session, worker } => {
+            Attributes::WorkerAttached(history::WorkerAttached {
+                session_id: session.to_string(),
+                worker: Some(encode_worker_info(worker)),
+            })
         }
+        EventBody::WorkerDetached { reason } => Attributes::WorkerDetached(encode_detached(reason)),
+        EventBody::StepStarted { step, name, attempt } => Attributes::StepStarted(history::StepStarted {
+            step_id: step.0,
+            name: name.clone(),
+            attempt: *attempt,
+        }),
         EventBody::StepCompleted { step, name, attempt, elapsed, result } => {
             Attributes::StepCompleted(history::StepCompleted {
                 step_id: step.0,
@@ -144,9 +149,10 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
             result: payload(result),
             unconsumed: unconsumed.clone(),
         }),
-        EventBody::RunFailed { failure: why, unconsumed } => {
-            Attributes::RunFailed(history::RunFailed { failure: failure(why), unconsumed: unconsumed.clone() })
-        }
+        EventBody::RunFailed { failure: why, unconsumed } => Attributes::RunFailed(history::RunFailed {
+            failure: failure(why),
+            unconsumed: unconsumed.clone(),
+        }),
         EventBody::RunCanceled { details } => {
             Attributes::RunCanceled(history::RunCanceled { details: details.clone() })
         }
@@ -163,11 +169,15 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
         Attributes::RunStarted(started) => {
             EventBody::RunStarted(Box::new(decode_started(started).map_err(|e| e.within("run_started"))?))
         }
-        Attributes::WorkerAttached(history::WorkerAttached { session_id, worker }) => EventBody::WorkerAttached {
-            session: parse_id("worker_attached.session_id", &session_id)?,
-            worker: decode_worker_info(worker),
-        },
-        Attributes::WorkerDetached(detached) => EventBody::WorkerDetached { reason: decode_detached(detached)? },
+        Attributes::WorkerAttached(history::WorkerAttached { session_id, worker }) => {
+            EventBody::WorkerAttached {
+                session: parse_id("worker_attached.session_id", &session_id)?,
+                worker: decode_worker_info(worker),
+            }
+        }
+        Attributes::WorkerDetached(detached) => {
+            EventBody::WorkerDetached { reason: decode_detached(detached)? }
+        }
         Attributes::StepStarted(history::StepStarted { step_id, name, attempt }) => {
             EventBody::StepStarted { step: OpId(step_id), name, attempt }
         }
@@ -180,16 +190,21 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
                 result: decode_payload(result),
             }
         }
-        Attributes::StepFailed(history::StepFailed { step_id, name, attempt, elapsed, failure, retry_at }) => {
-            EventBody::StepFailed {
-                step: OpId(step_id),
-                name,
-                attempt,
-                elapsed: decode_duration("step_failed.elapsed", elapsed.unwrap_or_default())?,
-                failure: decode_failure("step_failed.failure", failure)?,
-                retry_at: retry_at.map(|at| decode_timestamp("step_failed.retry_at", at)).transpose()?,
-            }
-        }
+        Attributes::StepFailed(history::StepFailed {
+            step_id,
+            name,
+            attempt,
+            elapsed,
+            failure,
+            retry_at,
+        }) => EventBody::StepFailed {
+            step: OpId(step_id),
+            name,
+            attempt,
+            elapsed: decode_duration("step_failed.elapsed", elapsed.unwrap_or_default())?,
+            failure: decode_failure("step_failed.failure", failure)?,
+            retry_at: retry_at.map(|at| decode_timestamp("step_failed.retry_at", at)).transpose()?,
+        },
         Attributes::TimerStarted(history::TimerStarted { timer_id, fire_at }) => {
             let fire_at = fire_at.ok_or_else(|| InvalidMessage::missing("timer_started.fire_at"))?;
             EventBody::TimerStarted {
@@ -206,7 +221,9 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
         Attributes::SignalReceived(history::SignalReceived { name, signal_id, input }) => {
             EventBody::SignalReceived { name, signal_id, input: decode_payload(input) }
         }
-        Attributes::CancelRequested(history::CancelRequested { reason }) => EventBody::CancelRequested { reason },
+        Attributes::CancelRequested(history::CancelRequested { reason }) => {
+            EventBody::CancelRequested { reason }
+        }
         Attributes::RunBlocked(blocked) => {
             EventBody::RunBlocked(Box::new(decode_blocked(blocked).map_err(|e| e.within("run_blocked"))?))
         }
@@ -244,7 +261,10 @@ fn encode_started(started: &RunStarted, omit: bool) -> history::RunStarted {
         request_id: request_id.clone(),
         run_timeout: run_timeout.map(encode_duration),
         seed: *seed,
-        trace: Some(history::TraceContext { traceparent: traceparent.clone(), tracestate: tracestate.clone() }),
+        trace: Some(history::TraceContext {
+            traceparent: traceparent.clone(),
+            tracestate: tracestate.clone(),
+        }),
     }
 }
 

@@ -21,6 +21,6 @@ pub use run::{
 };
 pub use time::{decode_duration, decode_timestamp, encode_duration, encode_timestamp};
 pub use value::{
-    FAILURE_DEPTH_MAX, decode_failure, decode_payload, decode_retry_policy, decode_worker_info, encode_failure,
-    encode_payload, encode_retry_policy, encode_worker_info, parse_id,
+    FAILURE_DEPTH_MAX, decode_failure, decode_payload, decode_retry_policy, decode_worker_info,
+    encode_failure, encode_payload, encode_retry_policy, encode_worker_info, parse_id,
 };

@@ -74,14 +74,20 @@ pub fn decode_failure(field: &str, wire: Option<history::Failure>) -> Result<Fai
         links.push(Failure { kind, message, non_retryable, details: decode_payload(details), cause: None });
         next = cause;
     }
-    let whole = links.into_iter().rev().reduce(|cause, outer| Failure { cause: Some(Box::new(cause)), ..outer });
+    let whole =
+        links.into_iter().rev().reduce(|cause, outer| Failure { cause: Some(Box::new(cause)), ..outer });
     whole.ok_or_else(|| InvalidMessage::missing(field))
 }
 
 /// A retry policy as the wire has it.
 pub fn encode_retry_policy(policy: &RetryPolicy) -> api::RetryPolicy {
-    let RetryPolicy { initial_interval, backoff_coefficient, maximum_interval, maximum_attempts, non_retryable_kinds } =
-        policy;
+    let RetryPolicy {
+        initial_interval,
+        backoff_coefficient,
+        maximum_interval,
+        maximum_attempts,
+        non_retryable_kinds,
+    } = policy;
     api::RetryPolicy {
         initial_interval: Some(encode_duration(*initial_interval)),
         backoff_coefficient: *backoff_coefficient,
@@ -96,7 +102,10 @@ pub fn encode_retry_policy(policy: &RetryPolicy) -> api::RetryPolicy {
 ///
 /// # Errors
 /// [`InvalidMessage`] naming the field.
-pub fn decode_retry_policy(field: &str, wire: Option<api::RetryPolicy>) -> Result<RetryPolicy, InvalidMessage> {
+pub fn decode_retry_policy(
+    field: &str,
+    wire: Option<api::RetryPolicy>,
+) -> Result<RetryPolicy, InvalidMessage> {
     let api::RetryPolicy {
         initial_interval,
         backoff_coefficient,

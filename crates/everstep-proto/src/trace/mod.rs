@@ -49,3 +49,6 @@ pub fn inject(context: &TraceContext, metadata: &mut MetadataMap) {
 pub fn is_valid_traceparent(text: &str) -> bool {
     text.len() <= TRACEPARENT_BYTES_MAX && parse_traceparent(text).is_some()
 }
+
+#[cfg(test)]
+mod tests;
