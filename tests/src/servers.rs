@@ -36,7 +36,7 @@ pub use postgres::{PostgresOptions, PostgresServer};
 /// Lists the servers (`pg`, `nats`, comma separated) whose absence fails a test instead of skipping it.
 pub const REQUIRE_VARIABLE: &str = "EVERSTEP_REQUIRE";
 
-const HOW_TO_INSTALL: &str = "run `cargo xtask test`, which finds or installs it";
+const HOW_TO_INSTALL: &str = "run `cargo xtask test --all`, which finds or installs it";
 
 /// Whether the server `name` (`pg` or `nats`) is on this machine; a test returns early on `false`.
 ///
@@ -48,7 +48,14 @@ const HOW_TO_INSTALL: &str = "run `cargo xtask test`, which finds or installs it
 pub fn require(name: &str) -> anyhow::Result<bool> {
     let required = std::env::var(REQUIRE_VARIABLE).unwrap_or_default();
     let found = locate_server(name)?;
-    decide(name, found.as_deref(), &required)
+    let available = is_available(name, found.as_deref(), &required)?;
+    if !available {
+        // Straight to the stream: libtest swallows what the print macros write in a passing test.
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("a test");
+        writeln!(std::io::stderr(), "SKIPPED {test}: no server {name:?} on this machine; {HOW_TO_INSTALL}")?;
+    }
+    Ok(available)
 }
 
 fn locate_server(name: &str) -> anyhow::Result<Option<PathBuf>> {
@@ -59,22 +66,15 @@ fn locate_server(name: &str) -> anyhow::Result<Option<PathBuf>> {
     }
 }
 
-fn decide(name: &str, found: Option<&Path>, required: &str) -> anyhow::Result<bool> {
+fn is_available(name: &str, found: Option<&Path>, required: &str) -> anyhow::Result<bool> {
     let required: Vec<&str> = required.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
     if let Some(unknown) = required.iter().find(|entry| !["pg", "nats"].contains(entry)) {
         bail!("{REQUIRE_VARIABLE} names the unknown server {unknown:?}: it takes \"pg\" and \"nats\"");
     }
-    if found.is_some() {
-        return Ok(true);
-    }
-    if required.contains(&name) {
+    if found.is_none() && required.contains(&name) {
         bail!("this test needs the server {name:?}, which was not found: {HOW_TO_INSTALL}");
     }
-    // Straight to the stream: libtest swallows what the print macros write in a passing test.
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    writeln!(std::io::stderr(), "SKIPPED {test}: no server {name:?} on this machine; {HOW_TO_INSTALL}")?;
-    Ok(false)
+    Ok(found.is_some())
 }
 
 /// The folder of the workspace, where the test command keeps the tools that it installed.

@@ -42,7 +42,9 @@ fn lint_proto(root: &Path) -> anyhow::Result<()> {
 
 fn check_dependencies(root: &Path) -> anyhow::Result<()> {
     if !shell::succeeds(shell::cargo(root).args(["deny", "--version"])) {
-        eprintln!("cargo-deny is not installed: skipped; tidy has checked the bans and licenses of deny.toml");
+        eprintln!(
+            "cargo-deny is not installed: skipped; tidy has checked the bans and licenses of deny.toml"
+        );
         return Ok(());
     }
     shell::run(shell::cargo(root).args(["deny", "--locked", "check"]))
@@ -53,7 +55,9 @@ fn check_core_on_wasm(root: &Path) -> anyhow::Result<()> {
     probe.args(["--print", "target-libdir", "--target", WASM]).current_dir(root);
     let installed = shell::output(&mut probe).is_ok_and(|folder| Path::new(folder.trim()).is_dir());
     if !installed {
-        eprintln!("the target {WASM} is not installed: everstep-core is held pure by its clippy.toml and by tidy");
+        eprintln!(
+            "the target {WASM} is not installed: everstep-core is held pure by its clippy.toml and by tidy"
+        );
         return Ok(());
     }
     shell::run(shell::cargo(root).args(["check", "--locked", "-p", "everstep-core", "--target", WASM]))

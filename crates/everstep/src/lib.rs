@@ -1,1 +1,71 @@
-//! Placeholder while the crate is being written.
+//! Durable workflows in Rust.
+//!
+//! A *workflow* is an async function whose progress survives the crash of its process. It gets a [`Ctx`];
+//! whatever touches the outside world goes into a *step*, whose result is recorded before the workflow
+//! sees it. After a crash another worker replays the recorded history through the same function: recorded
+//! steps return their recorded results at once, and the run goes on where it was.
+//!
+//! ```
+//! use everstep::{Ctx, StepError, WorkflowError};
+//! use std::time::Duration;
+//!
+//! async fn greet(ctx: Ctx, name: String) -> Result<String, WorkflowError> {
+//!     let greeting = ctx
+//!         .step("compose", move || {
+//!             let name = name.clone();
+//!             async move { Ok::<_, StepError>(format!("Hello, {name}!")) }
+//!         })
+//!         .timeout(Duration::from_secs(5))
+//!         .await?;
+//!     ctx.sleep(Duration::from_secs(24 * 3600)).await;
+//!     Ok(greeting)
+//! }
+//! ```
+//!
+//! A [`Worker`] hosts workflows; a [`Client`] starts and steers runs:
+//!
+//! ```no_run
+//! # use everstep::{Client, Ctx, Worker, WorkflowError};
+//! # async fn greet(_: Ctx, name: String) -> Result<String, WorkflowError> { Ok(name) }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let worker = Worker::builder("http://127.0.0.1:7417").register("greet", greet).build()?;
+//! tokio::spawn(worker.run());
+//!
+//! let client = Client::connect("http://127.0.0.1:7417")?;
+//! let run = client.workflow::<String>("greet").workflow_id("greet/ada").start(&"Ada").await?;
+//! println!("{}", run.result().await?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rules for workflow code
+//!
+//! - Wait only for what comes from the [`Ctx`]: steps, sleeps, signals, and [`join!`], [`select!`],
+//!   [`join_all`] and [`race`] over them. A tokio timer, channel or task handle would be gone after a crash;
+//!   a workflow that waits for one is blocked with the line where that happened.
+//! - Take time, randomness and ids from the [`Ctx`] ([`Ctx::now`], [`Ctx::random`], [`Ctx::uuid`]).
+//! - A step may run more than once (its process may die before the result is recorded), so give its
+//!   receiver the [`StepInfo::idempotency_key`].
+//!
+//! What is *not* here: storage, dispatch, and the decision what happens next, which is the server's.
+
+pub mod client;
+mod combine;
+mod ctx;
+mod error;
+mod machine;
+mod payload;
+mod trace;
+pub mod worker;
+
+pub use client::{Client, RunHandle};
+pub use combine::{Either, join_all, race, select2};
+pub use ctx::{Canceled, Ctx, RunInfo, Signal, Sleep, Step, StepInfo, step_info};
+pub use error::{ClientError, RunError, StepError, StepFailed, WorkerError, WorkflowError};
+pub use everstep_core::{Failure, Payload, RetryPolicy, RunId, RunStatus};
+pub use machine::{Machine, Obstacle, Work};
+pub use payload::{decode, encode};
+pub use worker::{Worker, WorkerBuilder};
+
+#[doc(hidden)]
+pub use combine::{poll_biased, poll_ready};

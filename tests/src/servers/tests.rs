@@ -8,7 +8,7 @@ use async_nats::jetstream;
 use sqlx::{Connection as _, PgConnection};
 
 use super::process::Process;
-use super::{NatsServer, PostgresOptions, PostgresServer, decide, locate, require};
+use super::{NatsServer, PostgresOptions, PostgresServer, is_available, locate, require};
 
 async fn show(url: &str, setting: &'static str) -> anyhow::Result<String> {
     let mut connection = PgConnection::connect(url).await?;
@@ -163,13 +163,14 @@ fn a_server_that_does_not_start_says_why() -> anyhow::Result<()> {
 #[test]
 fn a_missing_server_is_skipped_unless_required() -> anyhow::Result<()> {
     let found = Some(Path::new("/somewhere"));
-    assert!(decide("pg", found, "")?);
-    assert!(decide("pg", found, "pg,nats")?);
-    assert!(!decide("pg", None, "")?);
-    assert!(!decide("pg", None, "nats")?);
-    let error = decide("nats", None, "pg, nats").expect_err("it is required").to_string();
+    assert!(is_available("pg", found, "")?);
+    assert!(is_available("pg", found, "pg,nats")?);
+    assert!(!is_available("pg", None, "")?);
+    assert!(!is_available("pg", None, "nats")?);
+    let error = is_available("nats", None, "pg, nats").expect_err("it is required").to_string();
     assert!(error.contains("cargo xtask test"), "{error}");
-    let error = decide("pg", found, "pgg").expect_err("a typo must not turn the requirement off").to_string();
+    let error =
+        is_available("pg", found, "pgg").expect_err("a typo must not turn the requirement off").to_string();
     assert!(error.contains("pgg"), "{error}");
     assert!(require("mysql").is_err());
     Ok(())

@@ -1,0 +1,103 @@
+//! Page tokens: where the next page begins, tied to the question that it belongs to.
+//!
+//! A token is hex of a version byte, 8 bytes of a hash of the question, and the position. It holds nothing
+//! secret; the hash keeps a token from being used with other filters or in another namespace by mistake.
+
+#[cfg(test)]
+mod tests;
+
+use everstep_core::RunId;
+use everstep_store::{PageToken, RunFilter};
+use sha2::{Digest, Sha256};
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::{reason, status};
+
+const VERSION: u8 = 1;
+const HASH_BYTES: usize = 8;
+
+/// The token of the page after `last`.
+pub(crate) fn runs_token(filter: &RunFilter, last: RunId) -> String {
+    token(runs_question(filter), last.as_bytes())
+}
+
+/// Reads the token of a page of runs; empty for the first page.
+///
+/// # Errors
+/// `INVALID_PAGE_TOKEN` when it is not a token of this question.
+pub(crate) fn runs_page(filter: &RunFilter, text: &str) -> Result<Option<PageToken>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let position = position(runs_question(filter), text)?;
+    let id = Uuid::from_slice(&position).map_err(|_| invalid())?;
+    Ok(Some(PageToken(RunId::from_uuid(id))))
+}
+
+/// The token of the page after the namespace `last`.
+pub(crate) fn namespaces_token(last: &str) -> String {
+    token(namespaces_question(), last.as_bytes())
+}
+
+/// Reads the token of a page of namespaces: the name that the page comes after.
+///
+/// # Errors
+/// `INVALID_PAGE_TOKEN` when it is not a token of this question.
+pub(crate) fn namespaces_page(text: &str) -> Result<String, Status> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    String::from_utf8(position(namespaces_question(), text)?).map_err(|_| invalid())
+}
+
+fn runs_question(filter: &RunFilter) -> [u8; HASH_BYTES] {
+    let RunFilter { namespace, workflow_id, workflow_type, statuses } = filter;
+    let mut statuses: Vec<&str> = statuses.iter().map(|s| s.as_str()).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    // Names cannot hold NUL, so the parts cannot run into each other.
+    let parts = [
+        "runs",
+        namespace,
+        workflow_id.as_deref().unwrap_or_default(),
+        workflow_type.as_deref().unwrap_or_default(),
+        &statuses.join(","),
+    ];
+    hash(&parts.join("\0"))
+}
+
+fn namespaces_question() -> [u8; HASH_BYTES] {
+    hash("namespaces")
+}
+
+fn hash(question: &str) -> [u8; HASH_BYTES] {
+    let digest: [u8; 32] = Sha256::digest(question.as_bytes()).into();
+    let mut short = [0; HASH_BYTES];
+    short.copy_from_slice(&digest[..HASH_BYTES]);
+    short
+}
+
+fn token(question: [u8; HASH_BYTES], position: &[u8]) -> String {
+    let bytes = std::iter::once(VERSION).chain(question).chain(position.iter().copied());
+    bytes.map(|b| format!("{b:02x}")).collect()
+}
+
+fn position(question: [u8; HASH_BYTES], text: &str) -> Result<Vec<u8>, Status> {
+    let bytes = from_hex(text).ok_or_else(invalid)?;
+    let (head, position) = bytes.split_at_checked(1 + HASH_BYTES).ok_or_else(invalid)?;
+    if head[0] == VERSION && head[1..] == question { Ok(position.to_vec()) } else { Err(invalid()) }
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+}
+
+fn invalid() -> Status {
+    let problem = "is not the next_page_token of the response before, for the same filters";
+    status::of_violations(vec![status::violation("page_token", reason::INVALID_PAGE_TOKEN, problem)])
+}

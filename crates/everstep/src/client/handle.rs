@@ -1,0 +1,210 @@
+//! One run, from the outside.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use everstep_core::{Event, RunId, RunStatus};
+use everstep_proto::{api, wire};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::call::{refused, retrying};
+use super::{Client, new_request_id};
+use crate::{ClientError, RunError, payload};
+
+/// How long one long poll waits at the server.
+const POLL: Duration = Duration::from_secs(20);
+
+/// A run whose result is an `R`. Cheap to clone.
+#[derive(Debug)]
+pub struct RunHandle<R> {
+    client: Client,
+    run: api::RunRef,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> Clone for RunHandle<R> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), run: self.run.clone(), result: PhantomData }
+    }
+}
+
+/// A run as the server describes it.
+#[derive(Clone, Debug)]
+pub struct RunDescription {
+    /// The run.
+    pub run_id: RunId,
+    /// How it stands.
+    pub status: RunStatus,
+    /// Everything that the server said.
+    pub run: api::Run,
+}
+
+impl RunDescription {
+    pub(crate) fn decode(run: api::Run) -> Result<Self, ClientError> {
+        let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
+        Ok(Self {
+            run_id: wire::parse_id("run_id", &run.run_id).map_err(protocol)?,
+            status: wire::decode_run_status("status", run.status).map_err(protocol)?,
+            run,
+        })
+    }
+}
+
+impl<R: DeserializeOwned> RunHandle<R> {
+    pub(super) fn new(client: Client, run: api::RunRef) -> Self {
+        Self { client, run, result: PhantomData }
+    }
+
+    /// The run's id, if it is known: a handle of [`Client::latest`] does not know it.
+    pub fn run_id(&self) -> Option<RunId> {
+        self.run.run_id.parse().ok()
+    }
+
+    /// Waits for the run to end, however long that takes, and gives its result. Cancel safe.
+    ///
+    /// # Errors
+    /// [`RunError::Ended`] when it ended otherwise; [`RunError::Client`].
+    pub async fn result(&self) -> Result<R, RunError> {
+        loop {
+            if let Some(result) = self.poll_result(POLL).await? {
+                return result;
+            }
+        }
+    }
+
+    /// As [`RunHandle::result`], but waits at most `wait` (the server caps it at 60 s); `None` when the run
+    /// is still open then.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn poll_result(&self, wait: Duration) -> Result<Option<Result<R, RunError>>, ClientError> {
+        let request =
+            api::GetResultRequest { run: Some(self.run.clone()), wait: Some(wire::encode_duration(wait.into())) };
+        let answer = retrying(|| {
+            let (mut runs, request) = (self.client.runs(), request.clone());
+            async move { runs.get_result(request).await }
+        })
+        .await?;
+        let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
+        let status = wire::decode_run_status("status", answer.status).map_err(protocol)?;
+        if !status.is_closed() {
+            return Ok(None);
+        }
+        if status == RunStatus::Completed {
+            let value = payload::decode(&wire::decode_payload(answer.result));
+            return Ok(Some(value.map_err(|e| ClientError::Payload(e.to_string()).into())));
+        }
+        let failure = wire::decode_failure("failure", answer.failure).map_err(protocol)?;
+        Ok(Some(Err(RunError::Ended { status, failure })))
+    }
+
+    /// Sends the run a message.
+    ///
+    /// # Errors
+    /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
+    pub async fn signal<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), ClientError> {
+        let input = payload::encode(value).map_err(|e| ClientError::Payload(e.to_string()))?;
+        let request = api::SignalRunRequest {
+            run: Some(self.run.clone()),
+            name: name.to_owned(),
+            input: Some(wire::encode_payload(&input)),
+            request_id: new_request_id(),
+            identity: self.client.identity_text(),
+        };
+        retrying(|| {
+            let (mut runs, request) = (self.client.runs(), request.clone());
+            async move { runs.signal_run(request).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Asks the run to stop in its own time.
+    ///
+    /// # Errors
+    /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
+    pub async fn cancel(&self, reason: &str) -> Result<(), ClientError> {
+        let request = api::CancelRunRequest {
+            run: Some(self.run.clone()),
+            reason: reason.to_owned(),
+            request_id: new_request_id(),
+            identity: self.client.identity_text(),
+        };
+        retrying(|| {
+            let (mut runs, request) = (self.client.runs(), request.clone());
+            async move { runs.cancel_run(request).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Stops the run now; its workflow gets no say.
+    ///
+    /// # Errors
+    /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
+    pub async fn terminate(&self, reason: &str) -> Result<(), ClientError> {
+        let request = api::TerminateRunRequest {
+            run: Some(self.run.clone()),
+            reason: reason.to_owned(),
+            request_id: new_request_id(),
+            identity: self.client.identity_text(),
+        };
+        retrying(|| {
+            let (mut runs, request) = (self.client.runs(), request.clone());
+            async move { runs.terminate_run(request).await }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// How the run stands.
+    ///
+    /// # Errors
+    /// [`ClientError`], with reason `RUN_NOT_FOUND` when there is no such run.
+    pub async fn describe(&self) -> Result<RunDescription, ClientError> {
+        let request = api::GetRunRequest { run: Some(self.run.clone()) };
+        let answer = retrying(|| {
+            let (mut runs, request) = (self.client.runs(), request.clone());
+            async move { runs.get_run(request).await }
+        })
+        .await?;
+        RunDescription::decode(answer.run.ok_or_else(|| ClientError::Protocol("no run in the answer".into()))?)
+    }
+
+    /// The run's events after `after`, as a stream; with `follow`, until the run ends.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn history(&self, after: u64, follow: bool) -> Result<HistoryStream, ClientError> {
+        let request = api::GetHistoryRequest { run: Some(self.run.clone()), after_seq: after, follow, limit: 0 };
+        let stream = self.client.runs().get_history(request).await.map_err(refused)?.into_inner();
+        Ok(HistoryStream { stream, page: Vec::new().into_iter() })
+    }
+}
+
+/// Events of a run, in order.
+#[derive(Debug)]
+pub struct HistoryStream {
+    stream: tonic::Streaming<api::GetHistoryResponse>,
+    page: std::vec::IntoIter<everstep_proto::history::Event>,
+}
+
+impl HistoryStream {
+    /// The next event, or `None` after the last. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the stream is over then.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            if let Some(event) = self.page.next() {
+                let decoded = wire::decode_event(event).map_err(|e| ClientError::Protocol(e.to_string()))?;
+                return Ok(Some(decoded.event));
+            }
+            match self.stream.message().await.map_err(refused)? {
+                Some(page) => self.page = page.events.into_iter(),
+                None => return Ok(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Waiting for several things at once, in an order that replay repeats: children are always polled from
+//! first to last, and none of these keeps the waker.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+/// The one of two futures that was ready first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Either<A, B> {
+    /// The first.
+    Left(A),
+    /// The second.
+    Right(B),
+}
+
+/// Waits for whichever is ready first; if both are, for `a`. The other is dropped.
+pub async fn select2<A: Future, B: Future>(a: A, b: B) -> Either<A::Output, B::Output> {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    poll_fn(|cx| {
+        if let Poll::Ready(value) = a.as_mut().poll(cx) {
+            return Poll::Ready(Either::Left(value));
+        }
+        b.as_mut().poll(cx).map(Either::Right)
+    })
+    .await
+}
+
+/// Waits for all; results in the order of the futures.
+pub async fn join_all<I>(futures: I) -> Vec<<I::Item as Future>::Output>
+where
+    I: IntoIterator,
+    I::Item: Future,
+{
+    let mut slots: Vec<Slot<I::Item>> = futures.into_iter().map(|f| Slot::Waiting(Box::pin(f))).collect();
+    poll_fn(|cx| {
+        let mut pending = false;
+        for slot in &mut slots {
+            if let Slot::Waiting(future) = slot {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(value) => *slot = Slot::Ready(value),
+                    Poll::Pending => pending = true,
+                }
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    slots
+        .into_iter()
+        .filter_map(|slot| match slot {
+            Slot::Ready(value) => Some(value),
+            Slot::Waiting(_) => None,
+        })
+        .collect()
+}
+
+/// Waits for whichever is ready first, the earliest in the list if several are; gives its index too. The
+/// others are dropped. Never returns for an empty list.
+pub async fn race<I>(futures: I) -> (usize, <I::Item as Future>::Output)
+where
+    I: IntoIterator,
+    I::Item: Future,
+{
+    let mut all: Vec<Pin<Box<I::Item>>> = futures.into_iter().map(Box::pin).collect();
+    poll_fn(|cx| {
+        for (index, future) in all.iter_mut().enumerate() {
+            if let Poll::Ready(value) = future.as_mut().poll(cx) {
+                return Poll::Ready((index, value));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+enum Slot<F: Future> {
+    Waiting(Pin<Box<F>>),
+    Ready(F::Output),
+}
+
+/// Polls `future` once and keeps its value; what [`join!`](crate::join) expands to.
+#[doc(hidden)]
+pub fn poll_ready<F: Future>(future: Pin<&mut F>, value: &mut Option<F::Output>, cx: &mut Context<'_>) -> bool {
+    if value.is_none()
+        && let Poll::Ready(ready) = future.poll(cx)
+    {
+        *value = Some(ready);
+    }
+    value.is_some()
+}
+
+/// Polls `future` once; what [`select!`](crate::select) expands to.
+#[doc(hidden)]
+pub fn poll_biased<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Option<F::Output> {
+    match future.poll(cx) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// Waits for all of a fixed number of futures; gives a tuple.
+///
+/// ```
+/// # use everstep::{Ctx, StepError, StepFailed};
+/// # async fn example(ctx: Ctx) -> Result<(), StepFailed> {
+/// let a = ctx.step("a", || async { Ok::<_, StepError>(1) });
+/// let b = ctx.step("b", || async { Ok::<_, StepError>(2) });
+/// let (a, b) = everstep::join!(a, b);
+/// assert_eq!(a? + b?, 3);
+/// # Ok(())
+/// # }
+/// ```
+#[macro_export]
+macro_rules! join {
+    ($($future:expr),+ $(,)?) => {
+        $crate::__join!(@ [] $($future,)+)
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __join {
+    (@ [$(($fut:ident $val:ident))*]) => {{
+        ::std::future::poll_fn(|cx| {
+            let mut all = true;
+            $(all &= $crate::poll_ready($fut.as_mut(), &mut $val, cx);)*
+            if all { ::std::task::Poll::Ready(()) } else { ::std::task::Poll::Pending }
+        })
+        .await;
+        ($(match $val { Some(value) => value, None => ::std::unreachable!("all are ready") },)*)
+    }};
+    (@ [$($done:tt)*] $future:expr, $($rest:tt)*) => {{
+        let mut fut = ::std::pin::pin!(::std::future::IntoFuture::into_future($future));
+        let mut val = None;
+        $crate::__join!(@ [$($done)* (fut val)] $($rest)*)
+    }};
+}
+
+/// Waits for whichever of several futures is ready first, the first in the list if several are, and runs
+/// its arm. The others are dropped.
+///
+/// ```
+/// # use everstep::Ctx;
+/// # use std::time::Duration;
+/// # async fn example(ctx: Ctx) {
+/// let approved = everstep::select! {
+///     decision = ctx.signal::<bool>("decision") => decision.unwrap_or(false),
+///     _ = ctx.sleep(Duration::from_secs(3600)) => false,
+/// };
+/// # let _ = approved;
+/// # }
+/// ```
+#[macro_export]
+macro_rules! select {
+    ($($pattern:pat = $future:expr => $arm:expr),+ $(,)?) => {
+        $crate::__select!(@ [] $(($pattern, $future, $arm))+)
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __select {
+    // One arm left to nest: Either by Either, so that each keeps its own type.
+    (@ [] ($p1:pat, $f1:expr, $a1:expr)) => {{
+        let $p1 = ::std::future::IntoFuture::into_future($f1).await;
+        $a1
+    }};
+    (@ [] ($p1:pat, $f1:expr, $a1:expr) ($p2:pat, $f2:expr, $a2:expr)) => {
+        match $crate::select2(
+            ::std::future::IntoFuture::into_future($f1),
+            ::std::future::IntoFuture::into_future($f2),
+        ).await {
+            $crate::Either::Left($p1) => $a1,
+            $crate::Either::Right($p2) => $a2,
+        }
+    };
+    (@ [] ($p1:pat, $f1:expr, $a1:expr) ($p2:pat, $f2:expr, $a2:expr) ($p3:pat, $f3:expr, $a3:expr)) => {
+        match $crate::select2(
+            ::std::future::IntoFuture::into_future($f1),
+            $crate::select2(
+                ::std::future::IntoFuture::into_future($f2),
+                ::std::future::IntoFuture::into_future($f3),
+            ),
+        ).await {
+            $crate::Either::Left($p1) => $a1,
+            $crate::Either::Right($crate::Either::Left($p2)) => $a2,
+            $crate::Either::Right($crate::Either::Right($p3)) => $a3,
+        }
+    };
+}

@@ -1,0 +1,137 @@
+//! What a workflow's futures share with the machine that polls them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use everstep_core::replay::Replay;
+use everstep_core::{Failure, OpId, Payload, RetryPolicy, Seq, Timestamp};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::RunInfo;
+
+/// An attempt of a step, to be run.
+pub(crate) type Attempt = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>;
+
+/// One run's state and what never changes about it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) info: RunInfo,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(crate) fn new(info: RunInfo, seed: u64, at: Timestamp) -> Self {
+        Self {
+            info,
+            state: Mutex::new(State {
+                replay: Replay::default(),
+                ops: Vec::new(),
+                fresh: Vec::new(),
+                signals: BTreeMap::new(),
+                cancel_requested: false,
+                replaying: true,
+                activation: 0,
+                at,
+                rng: ChaCha8Rng::seed_from_u64(seed),
+            }),
+        }
+    }
+
+    /// Held for moments only, never across a poll of user code.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the history and the code have said so far.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) replay: Replay,
+    pub(crate) ops: Vec<OpState>,
+    /// Operations to look at when work is taken next.
+    pub(crate) fresh: Vec<OpId>,
+    /// Signals that the workflow has not taken, by name.
+    pub(crate) signals: BTreeMap<String, VecDeque<(Seq, Payload)>>,
+    pub(crate) cancel_requested: bool,
+    pub(crate) replaying: bool,
+    /// Events applied so far: one event, one activation.
+    pub(crate) activation: u64,
+    pub(crate) at: Timestamp,
+    rng: ChaCha8Rng,
+}
+
+/// An operation that the code has built.
+#[derive(Debug)]
+pub(crate) enum OpState {
+    Step(StepOp),
+    Timer(TimerOp),
+}
+
+/// A step as far as code and history have gone.
+pub(crate) struct StepOp {
+    pub(crate) name: String,
+    pub(crate) attempt: Attempt,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) timeout: Option<Duration>,
+    /// The code awaits it, or did.
+    pub(crate) requested: bool,
+    /// The code let go of it.
+    pub(crate) dropped: bool,
+    /// Greatest attempt recorded.
+    pub(crate) recorded: u32,
+    pub(crate) retry_at: Option<Timestamp>,
+    pub(crate) outcome: Option<Result<Payload, Failure>>,
+    /// This worker runs an attempt, or waits for the record of its end.
+    pub(crate) in_flight: bool,
+}
+
+impl fmt::Debug for StepOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepOp").field("name", &self.name).field("outcome", &self.outcome).finish_non_exhaustive()
+    }
+}
+
+/// A timer as far as code and history have gone.
+#[derive(Debug, Default)]
+pub(crate) struct TimerOp {
+    pub(crate) delay: Duration,
+    /// The activation in which the code first awaited it.
+    pub(crate) requested: Option<u64>,
+    /// The code let go of it.
+    pub(crate) canceled: bool,
+    /// This worker asked for it.
+    pub(crate) emitted: bool,
+    pub(crate) started: bool,
+    pub(crate) fired: bool,
+    /// This worker, or the history, has canceled it.
+    pub(crate) cancel_emitted: bool,
+}
+
+impl State {
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp_micros(self.at.as_micros()).unwrap_or_default()
+    }
+
+    pub(crate) fn random(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+
+    pub(crate) fn step(&mut self, id: OpId) -> Option<&mut StepOp> {
+        match self.ops.get_mut((id.0 as usize).checked_sub(1)?) {
+            Some(OpState::Step(step)) => Some(step),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn timer(&mut self, id: OpId) -> Option<&mut TimerOp> {
+        match self.ops.get_mut((id.0 as usize).checked_sub(1)?) {
+            Some(OpState::Timer(timer)) => Some(timer),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! One run's workflow as a value: events in, work out. No IO, no runtime, no clock.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use chrono::DateTime;
+use everstep_core::replay::Mismatch;
+use everstep_core::{
+    BlockKind, Blocked, Event, EventBody, Failure, OpId, Payload, RetryPolicy, RunId, RunStarted, Seq, TimerKind,
+    Timestamp,
+};
+
+use crate::ctx::{OpState, Shared};
+use crate::{Ctx, RunInfo, WorkflowError};
+
+/// Polls that one event may take: code that keeps waking itself does not come to rest.
+const POLLS_MAX: u32 = 1_000;
+
+/// A workflow's future.
+pub type WorkflowFuture = Pin<Box<dyn Future<Output = Result<Payload, WorkflowError>> + Send>>;
+
+/// Makes a workflow's future for one run.
+pub type WorkflowFactory = Arc<dyn Fn(Ctx, Payload) -> WorkflowFuture + Send + Sync>;
+
+/// One run of a workflow, between two events.
+pub struct Machine {
+    shared: Arc<Shared>,
+    future: Option<WorkflowFuture>,
+    outcome: Option<Result<Payload, WorkflowError>>,
+    finish_taken: bool,
+    seen: Seq,
+    detector: Arc<Detector>,
+    waker: Waker,
+    obstacle: Option<Obstacle>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("seen", &self.seen).field("outcome", &self.outcome).finish_non_exhaustive()
+    }
+}
+
+/// Why a workflow cannot go on in this process.
+#[derive(Clone, Debug)]
+pub enum Obstacle {
+    /// Code and history do not fit; record it and wait for other code.
+    Blocked(Box<Blocked>),
+    /// The code panicked with this message.
+    Panicked(String),
+}
+
+/// Something that a workflow wants done.
+pub enum Work {
+    /// Run an attempt of a step, not before `not_before`.
+    Attempt {
+        /// The step.
+        id: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt, from 1.
+        attempt: u32,
+        /// Its retry policy.
+        policy: RetryPolicy,
+        /// Longest time for one attempt.
+        timeout: Option<Duration>,
+        /// When it is due; database time.
+        not_before: Option<Timestamp>,
+        /// What to run.
+        run: Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>,
+    },
+    /// Start a timer.
+    StartTimer {
+        /// The timer.
+        id: OpId,
+        /// How long from when it is recorded.
+        delay: Duration,
+    },
+    /// Cancel a timer.
+    CancelTimer {
+        /// The timer.
+        id: OpId,
+    },
+    /// The workflow has ended.
+    Finish {
+        /// With a result or an error.
+        outcome: Result<Payload, WorkflowError>,
+        /// Signals that it never took, by seq.
+        unconsumed: Vec<Seq>,
+    },
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attempt { id, name, attempt, .. } => write!(f, "Attempt({id} {name} {attempt})"),
+            Self::StartTimer { id, delay } => write!(f, "StartTimer({id} {delay:?})"),
+            Self::CancelTimer { id } => write!(f, "CancelTimer({id})"),
+            Self::Finish { outcome, unconsumed } => write!(f, "Finish({outcome:?} {unconsumed:?})"),
+        }
+    }
+}
+
+/// Counts wakes; clones of its waker show in its reference count.
+#[derive(Debug, Default)]
+struct Detector {
+    wakes: AtomicU32,
+}
+
+impl Wake for Detector {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Machine {
+    /// A run whose history begins with this `RunStarted` event. Apply that event first.
+    pub fn new(run: RunId, start: &RunStarted, at: Timestamp, workflow: &WorkflowFactory) -> Self {
+        let info = RunInfo {
+            run_id: run,
+            workflow_id: start.workflow_id.clone(),
+            workflow_type: start.workflow_type.clone(),
+            namespace: start.namespace.clone(),
+            task_queue: start.task_queue.clone(),
+            started_at: DateTime::from_timestamp_micros(at.as_micros()).unwrap_or_default(),
+        };
+        let shared = Arc::new(Shared::new(info, start.seed, at));
+        let future = workflow(Ctx::new(Arc::clone(&shared)), start.input.clone());
+        let detector = Arc::new(Detector::default());
+        let waker = Waker::from(Arc::clone(&detector));
+        Self {
+            shared,
+            future: Some(future),
+            outcome: None,
+            finish_taken: false,
+            seen: 0,
+            detector,
+            waker,
+            obstacle: None,
+        }
+    }
+
+    /// Last event applied.
+    pub fn seen(&self) -> Seq {
+        self.seen
+    }
+
+    /// From here on, events are news: logging speaks.
+    pub fn end_replay(&mut self) {
+        self.shared.lock().replaying = false;
+    }
+
+    /// Applies one event, then polls the workflow until it rests. One event, one activation.
+    ///
+    /// # Errors
+    /// [`Obstacle`]; and the same one again for every later event.
+    pub fn apply(&mut self, event: &Event) -> Result<(), Obstacle> {
+        if let Some(obstacle) = &self.obstacle {
+            return Err(obstacle.clone());
+        }
+        let result = self.apply_checked(event);
+        if let Err(obstacle) = &result {
+            self.obstacle = Some(obstacle.clone());
+        }
+        result
+    }
+
+    fn apply_checked(&mut self, event: &Event) -> Result<(), Obstacle> {
+        {
+            let mut state = self.shared.lock();
+            state.replay.check(event).map_err(|mismatch| Obstacle::Blocked(Box::new(nondeterminism(&mismatch))))?;
+            state.activation += 1;
+            state.at = state.at.max(event.at);
+        }
+        self.seen = event.seq;
+        self.note(event);
+        self.poll()
+    }
+
+    fn note(&mut self, event: &Event) {
+        let mut state = self.shared.lock();
+        match &event.body {
+            EventBody::StepStarted { step, attempt, .. } => {
+                if let Some(op) = state.step(*step) {
+                    op.recorded = op.recorded.max(*attempt);
+                }
+            }
+            EventBody::StepCompleted { step, attempt, result, .. } => {
+                if let Some(op) = state.step(*step) {
+                    op.recorded = op.recorded.max(*attempt);
+                    op.outcome = Some(Ok(result.clone()));
+                }
+            }
+            EventBody::StepFailed { step, attempt, failure, retry_at, .. } => {
+                let id = *step;
+                if let Some(op) = state.step(id) {
+                    op.recorded = op.recorded.max(*attempt);
+                    op.in_flight = false;
+                    op.retry_at = *retry_at;
+                    if retry_at.is_none() {
+                        op.outcome = Some(Err(failure.clone()));
+                    }
+                }
+                state.fresh.push(id);
+            }
+            EventBody::TimerStarted { timer, .. } => {
+                if let Some(op) = state.timer(*timer) {
+                    op.started = true;
+                }
+            }
+            EventBody::TimerFired { timer } if timer.kind == TimerKind::Timer => {
+                if let Some(op) = state.timer(OpId(timer.id)) {
+                    op.fired = true;
+                }
+            }
+            EventBody::TimerCanceled { timer } => {
+                if let Some(op) = state.timer(*timer) {
+                    op.cancel_emitted = true;
+                }
+            }
+            EventBody::SignalReceived { name, input, .. } => {
+                state.signals.entry(name.clone()).or_default().push_back((event.seq, input.clone()));
+            }
+            EventBody::CancelRequested { .. } => state.cancel_requested = true,
+            _ => {}
+        }
+    }
+
+    fn poll(&mut self) -> Result<(), Obstacle> {
+        let Some(future) = &mut self.future else { return Ok(()) };
+        for _ in 0..POLLS_MAX {
+            let wakes = self.detector.wakes.load(Ordering::Relaxed);
+            let mut cx = Context::from_waker(&self.waker);
+            let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
+            match polled {
+                Err(panic) => {
+                    self.future = None;
+                    return Err(Obstacle::Panicked(panic_message(&*panic)));
+                }
+                Ok(Poll::Ready(outcome)) => {
+                    self.outcome = Some(outcome);
+                    // Whatever the code still holds is dropped now, as it was in the original.
+                    self.future = None;
+                    return Ok(());
+                }
+                Ok(Poll::Pending) => {}
+            }
+            // One count is ours, one the waker's; a third is a future that waits for something else.
+            if Arc::strong_count(&self.detector) > 2 {
+                return Err(Obstacle::Blocked(Box::new(self.foreign_wake("kept the waker"))));
+            }
+            if self.detector.wakes.load(Ordering::Relaxed) == wakes {
+                return Ok(());
+            }
+        }
+        Err(Obstacle::Blocked(Box::new(self.foreign_wake("woke itself again and again"))))
+    }
+
+    fn foreign_wake(&self, what: &str) -> Blocked {
+        let source = self.shared.lock().replay.last_source().map(ToString::to_string).unwrap_or_default();
+        Blocked {
+            kind: BlockKind::ForeignWake,
+            at_seq: self.seen,
+            expected: "a workflow that waits only for its ctx".to_owned(),
+            produced: format!("a future that {what}: a tokio timer, a channel or a task handle"),
+            source,
+            hint: "move it into ctx.step, or use ctx.sleep, ctx.signal, everstep::join! or everstep::select!; the \
+                   source is the last ctx call before it"
+                .to_owned(),
+            build_id: String::new(),
+        }
+    }
+
+    /// What the workflow wants done and nobody does yet, in the order in which it asked. Call it only
+    /// when all known events are applied.
+    pub fn take_work(&mut self) -> Vec<Work> {
+        let mut state = self.shared.lock();
+        let mut fresh = std::mem::take(&mut state.fresh);
+        fresh.sort_unstable();
+        fresh.dedup();
+        let mut work: Vec<Work> =
+            fresh.into_iter().filter_map(|id| work_of(id, state.ops.get_mut(id.0 as usize - 1)?)).collect();
+        if let Some(outcome) = &self.outcome
+            && !self.finish_taken
+        {
+            self.finish_taken = true;
+            let mut unconsumed: Vec<Seq> = state.signals.values().flatten().map(|(seq, _)| *seq).collect();
+            unconsumed.sort_unstable();
+            work.push(Work::Finish { outcome: outcome.clone(), unconsumed });
+        }
+        work
+    }
+
+    /// The workflow waits for something that only a later event brings.
+    pub fn is_waiting(&self) -> bool {
+        self.future.is_some() && self.obstacle.is_none()
+    }
+
+    /// Where the code last called its ctx.
+    pub fn run_info(&self) -> &RunInfo {
+        &self.shared.info
+    }
+}
+
+fn work_of(id: OpId, op: &mut OpState) -> Option<Work> {
+    match op {
+        OpState::Step(step) => {
+            if !step.requested || step.in_flight || step.outcome.is_some() || step.dropped {
+                return None;
+            }
+            step.in_flight = true;
+            Some(Work::Attempt {
+                id,
+                name: step.name.clone(),
+                attempt: step.recorded + 1,
+                policy: step.policy.clone(),
+                timeout: step.timeout,
+                not_before: step.retry_at,
+                run: Arc::clone(&step.attempt),
+            })
+        }
+        OpState::Timer(timer) => {
+            timer.requested?;
+            if timer.canceled {
+                let known = timer.started || timer.emitted;
+                if !known || timer.fired || timer.cancel_emitted {
+                    return None;
+                }
+                timer.cancel_emitted = true;
+                return Some(Work::CancelTimer { id });
+            }
+            if timer.started || timer.emitted || timer.fired {
+                return None;
+            }
+            timer.emitted = true;
+            Some(Work::StartTimer { id, delay: timer.delay })
+        }
+    }
+}
+
+fn nondeterminism(mismatch: &Mismatch) -> Blocked {
+    Blocked {
+        kind: BlockKind::Nondeterminism,
+        at_seq: mismatch.seq,
+        expected: mismatch.expected.clone(),
+        produced: mismatch.produced.clone(),
+        source: mismatch.source.map(ToString::to_string).unwrap_or_default(),
+        hint: "the workflow's code has changed under an open run: start a worker with the former code, or with code \
+               that fits, under another build id"
+            .to_owned(),
+        build_id: String::new(),
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
+}

@@ -1,0 +1,24 @@
+//! Values of users as payloads: JSON.
+
+use everstep_core::Payload;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Encodes a value as a JSON payload.
+///
+/// # Errors
+/// What serde says: a map with keys that are not strings, or a custom `Serialize` that fails.
+pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Payload, serde_json::Error> {
+    serde_json::to_vec(value).map(Payload::json)
+}
+
+/// Decodes a JSON payload. An empty payload reads as JSON `null`.
+///
+/// # Errors
+/// What serde says: the bytes are not JSON, or not of this type.
+pub fn decode<T: DeserializeOwned>(payload: &Payload) -> Result<T, serde_json::Error> {
+    if payload.is_none() {
+        return serde_json::from_slice(b"null");
+    }
+    serde_json::from_slice(&payload.data)
+}

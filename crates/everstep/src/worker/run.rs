@@ -1,0 +1,481 @@
+//! One run: its machine, its running attempts, its unanswered commits.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use everstep_core::{
+    BlockKind, Blocked, CommitCommand, DetachReason, Epoch, Event, EventBody, Failure, OpId, Payload, RetryPolicy,
+    RunId, WorkerCommit,
+};
+use everstep_proto::api::{self, worker_message};
+use everstep_proto::{history, wire};
+use opentelemetry::Context;
+use opentelemetry::trace::FutureExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant as TokioInstant;
+
+use super::Settings;
+use super::lease::Lease;
+use super::outbox::Outbox;
+use crate::ctx::{self, STEP_INFO};
+use crate::machine::{Machine, Obstacle, Work};
+use crate::{StepInfo, WorkflowError, trace};
+
+/// A step that runs longer than this shows as started.
+const SHOW_STARTED: Duration = Duration::from_millis(20);
+
+/// From the session to a run.
+#[derive(Debug)]
+pub(super) enum RunMessage {
+    Events(api::RunEvents),
+    Rejected { number: u32 },
+    Resend,
+    Drain,
+}
+
+/// A run that this worker holds.
+pub(super) struct RunTask {
+    run: RunId,
+    epoch: Epoch,
+    settings: Arc<Settings>,
+    outbox: Arc<Outbox>,
+    lease: Arc<Lease>,
+    seen: Arc<AtomicU64>,
+    machine: Option<Machine>,
+    workflow: String,
+    parent: Context,
+    next_number: u32,
+    unacked: VecDeque<(u32, Vec<CommitCommand>)>,
+    /// Results that were sent and whose event comes without them.
+    results: HashMap<OpId, Payload>,
+    attempts: JoinSet<AttemptEnd>,
+    running: BTreeMap<OpId, Running>,
+    policies: HashMap<OpId, RetryPolicy>,
+    /// Attempts that wait for their instant or for the lease.
+    waiting: BTreeMap<OpId, (TokioInstant, Work)>,
+    idle_since: Option<TokioInstant>,
+    /// The commit that lets go of the run is under way.
+    leaving: bool,
+    draining: bool,
+    /// Database time minus this process's, as far as events tell.
+    clock: Option<(i64, Instant)>,
+}
+
+struct Running {
+    name: String,
+    attempt: u32,
+    show_at: Option<TokioInstant>,
+}
+
+struct AttemptEnd {
+    id: OpId,
+    name: String,
+    attempt: u32,
+    elapsed: Duration,
+    result: Result<Payload, Failure>,
+}
+
+impl RunTask {
+    pub(super) fn new(
+        run: RunId,
+        epoch: Epoch,
+        settings: Arc<Settings>,
+        outbox: Arc<Outbox>,
+        lease: Arc<Lease>,
+        seen: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            run,
+            epoch,
+            settings,
+            outbox,
+            lease,
+            seen,
+            machine: None,
+            workflow: String::new(),
+            parent: Context::new(),
+            next_number: 1,
+            unacked: VecDeque::new(),
+            results: HashMap::new(),
+            attempts: JoinSet::new(),
+            running: BTreeMap::new(),
+            policies: HashMap::new(),
+            waiting: BTreeMap::new(),
+            idle_since: None,
+            leaving: false,
+            draining: false,
+            clock: None,
+        }
+    }
+
+    /// Replays the history, then goes on until the run is no longer this worker's.
+    pub(super) async fn run(mut self, history: Vec<history::Event>, mut messages: mpsc::UnboundedReceiver<RunMessage>) {
+        if !self.replay(history) {
+            return;
+        }
+        self.go_on();
+        loop {
+            let next = self.next_instant();
+            tokio::select! {
+                biased;
+                message = messages.recv() => match message {
+                    Some(message) => if !self.hear(message) { return },
+                    None => return,
+                },
+                Some(end) = self.attempts.join_next(), if !self.attempts.is_empty() => match end {
+                    Ok(end) => self.attempt_ended(end),
+                    Err(error) => tracing::debug!(%error, "attempt ended without a result"),
+                },
+                () = sleep_until(next), if next.is_some() => self.instant_came(),
+            }
+            // Whatever came with it is one activation each, and one look at what to do.
+            while let Ok(message) = messages.try_recv() {
+                if !self.hear(message) {
+                    return;
+                }
+            }
+            self.go_on();
+        }
+    }
+
+    /// Applies the recorded history. False when the run cannot go on here.
+    fn replay(&mut self, wire_events: Vec<history::Event>) -> bool {
+        let mut events = Vec::with_capacity(wire_events.len());
+        for event in wire_events {
+            match wire::decode_event(event) {
+                Ok(decoded) => events.push(decoded.event),
+                Err(error) => {
+                    self.release(format!("the history is not understood: {error}"));
+                    return true;
+                }
+            }
+        }
+        let Some((first, EventBody::RunStarted(start))) = events.first().map(|e| (e, &e.body)) else {
+            self.release("the history does not begin with RunStarted".to_owned());
+            return true;
+        };
+        let Some(workflow) = self.settings.workflows.get(&start.workflow_type) else {
+            let known = self.settings.workflows.keys().cloned().collect::<Vec<_>>().join(", ");
+            self.block(Blocked {
+                kind: BlockKind::Nondeterminism,
+                at_seq: 1,
+                expected: format!("workflow type '{}'", start.workflow_type),
+                produced: format!("a worker that has: {known}"),
+                source: String::new(),
+                hint: "register the workflow type, or start the run on the queue of a worker that has it".to_owned(),
+                build_id: String::new(),
+            });
+            return true;
+        };
+        self.workflow.clone_from(&start.workflow_type);
+        self.parent = trace::run_context(self.run, start);
+        self.machine = Some(Machine::new(self.run, start, first.at, workflow));
+        let last = events.len();
+        for (i, event) in events.iter().enumerate() {
+            if i + 1 == last
+                && let Some(machine) = &mut self.machine
+                && matches!(event.body, EventBody::WorkerAttached { .. })
+            {
+                // The claim is this worker's own: what the code does from here on is new.
+                machine.end_replay();
+            }
+            if !self.apply(event) {
+                return true;
+            }
+        }
+        if let Some(machine) = &mut self.machine {
+            machine.end_replay();
+        }
+        true
+    }
+
+    /// Applies one event. False when the workflow met an obstacle.
+    fn apply(&mut self, event: &Event) -> bool {
+        let Some(machine) = &mut self.machine else { return true };
+        let applied = machine.apply(event);
+        self.seen.store(event.seq, Ordering::Release);
+        self.clock = Some((event.at.as_micros(), Instant::now()));
+        match applied {
+            Ok(()) => true,
+            Err(Obstacle::Blocked(blocked)) => {
+                self.block(*blocked);
+                false
+            }
+            Err(Obstacle::Panicked(message)) => {
+                tracing::error!(run_id = %self.run, message, "workflow code panicked");
+                self.release(message);
+                false
+            }
+        }
+    }
+
+    fn hear(&mut self, message: RunMessage) -> bool {
+        match message {
+            RunMessage::Events(events) => return self.events(events),
+            RunMessage::Rejected { number } => {
+                // Something came in while the run was being parked: it stays.
+                self.unacked.retain(|(n, _)| *n != number);
+                self.leaving = false;
+                self.idle_since = None;
+            }
+            RunMessage::Resend => {
+                let unacked: Vec<_> = self.unacked.iter().cloned().collect();
+                for (number, commands) in unacked {
+                    self.send(number, commands);
+                }
+            }
+            RunMessage::Drain => self.draining = true,
+        }
+        true
+    }
+
+    /// News of the run. False when it is no longer this worker's.
+    fn events(&mut self, news: api::RunEvents) -> bool {
+        while self.unacked.front().is_some_and(|(number, _)| *number <= news.committed) {
+            self.unacked.pop_front();
+        }
+        for event in news.events {
+            if event.seq <= self.seen.load(Ordering::Acquire) {
+                continue;
+            }
+            let mut decoded = match wire::decode_event(event) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    self.release(format!("an event is not understood: {error}"));
+                    return true;
+                }
+            };
+            if let EventBody::StepCompleted { step, result, .. } = &mut decoded.event.body {
+                let sent = self.results.remove(step);
+                if decoded.payload_omitted {
+                    let Some(sent) = sent else {
+                        self.release("the server left out a result that this worker does not have".to_owned());
+                        return true;
+                    };
+                    *result = sent;
+                }
+            }
+            let gone = match &decoded.event.body {
+                EventBody::WorkerDetached { reason } => {
+                    tracing::debug!(run_id = %self.run, parked = matches!(reason, DetachReason::Parked), "let go");
+                    true
+                }
+                EventBody::RunBlocked(_) => true,
+                body => body.is_terminal(),
+            };
+            if gone {
+                return false;
+            }
+            if !self.apply(&decoded.event) {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// Does what the workflow wants and nobody does yet.
+    fn go_on(&mut self) {
+        if self.leaving {
+            return;
+        }
+        let Some(machine) = &mut self.machine else { return };
+        let mut commands = Vec::new();
+        for work in machine.take_work() {
+            match work {
+                Work::StartTimer { id, delay } => {
+                    commands.push(CommitCommand::StartTimer { timer: id, delay: delay.into() });
+                }
+                Work::CancelTimer { id } => commands.push(CommitCommand::CancelTimer { timer: id }),
+                Work::Finish { outcome, unconsumed } => {
+                    self.leaving = true;
+                    commands.push(match outcome {
+                        Ok(result) => CommitCommand::CompleteRun { result, unconsumed },
+                        Err(WorkflowError::Failed(failure)) => CommitCommand::FailRun { failure, unconsumed },
+                        Err(WorkflowError::Canceled(details)) => CommitCommand::CancelRun { details },
+                    });
+                }
+                attempt @ Work::Attempt { .. } => self.begin(attempt),
+            }
+        }
+        if !commands.is_empty() {
+            self.commit(commands);
+        }
+        self.leave_if_idle();
+    }
+
+    fn begin(&mut self, work: Work) {
+        let Work::Attempt { id, ref name, attempt, ref policy, timeout, not_before, ref run } = work else { return };
+        let due = not_before.map_or(Duration::ZERO, |at| self.until(at.as_micros()));
+        if !due.is_zero() || !self.lease.may_start() || self.draining {
+            // The lease is renewed any moment, or the run is lost; a drain starts nothing new.
+            let wait = due.max(if due.is_zero() { self.lease.length() / 10 } else { Duration::ZERO });
+            self.waiting.insert(id, (TokioInstant::now() + wait, work));
+            return;
+        }
+        let info = StepInfo {
+            run_id: self.run,
+            name: name.clone(),
+            step_id: id.0,
+            attempt,
+            idempotency_key: ctx::key(self.run, id),
+        };
+        let name = name.clone();
+        let closure = Arc::clone(run);
+        self.policies.insert(id, policy.clone());
+        let show_at = Some(TokioInstant::now() + SHOW_STARTED);
+        self.running.insert(id, Running { name: name.clone(), attempt, show_at });
+        let context = trace::begin_attempt(&self.parent, self.run, &self.workflow, (id, &name, attempt));
+        self.attempts.spawn(async move {
+            let began = Instant::now();
+            let running = STEP_INFO.scope(info, async move { closure().await }).with_context(context.clone());
+            let result = guarded(running, timeout).await;
+            let elapsed = began.elapsed();
+            trace::end_attempt(&context, elapsed, result.as_ref().err().map(|f| f.kind.as_str()));
+            AttemptEnd { id, name, attempt, elapsed, result }
+        });
+    }
+
+    fn attempt_ended(&mut self, end: AttemptEnd) {
+        let AttemptEnd { id: step, name, attempt, elapsed, result } = end;
+        self.running.remove(&step);
+        if self.leaving {
+            return;
+        }
+        let elapsed = elapsed.into();
+        let command = match result {
+            Ok(result) => {
+                self.results.insert(step, result.clone());
+                CommitCommand::CompleteStep { step, name, attempt, elapsed, result }
+            }
+            Err(failure) => {
+                let policy = self.policies.get(&step).cloned().unwrap_or_default();
+                CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy }
+            }
+        };
+        self.commit(vec![command]);
+    }
+
+    /// The next instant at which something has to be done.
+    fn next_instant(&self) -> Option<TokioInstant> {
+        let shows = self.running.values().filter_map(|r| r.show_at);
+        let waits = self.waiting.values().map(|(at, _)| *at);
+        let park = self.idle_since.filter(|_| !self.leaving).map(|at| at + self.settings.park_after);
+        shows.chain(waits).chain(park).min()
+    }
+
+    fn instant_came(&mut self) {
+        let now = TokioInstant::now();
+        let mut commands = Vec::new();
+        for (&step, running) in &mut self.running {
+            if running.show_at.is_some_and(|at| at <= now) {
+                running.show_at = None;
+                let (name, attempt) = (running.name.clone(), running.attempt);
+                commands.push(CommitCommand::StartStep { step, name, attempt });
+            }
+        }
+        if !commands.is_empty() && !self.leaving {
+            self.commit(commands);
+        }
+        let due: Vec<OpId> = self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(&id, _)| id).collect();
+        for id in due {
+            if let Some((_, work)) = self.waiting.remove(&id) {
+                self.begin(work);
+            }
+        }
+    }
+
+    /// Lets go of a run that only waits: parked when nothing is under way, given back when the worker stops.
+    fn leave_if_idle(&mut self) {
+        let waits = self.machine.as_ref().is_some_and(Machine::is_waiting);
+        let soon = TokioInstant::now() + self.settings.park_after;
+        let attempt_soon = self.waiting.values().any(|(at, _)| *at <= soon);
+        let busy = !self.running.is_empty() || !self.unacked.is_empty();
+        if self.leaving || !waits || busy || (attempt_soon && !self.draining) {
+            self.idle_since = None;
+            return;
+        }
+        if self.draining {
+            let command = if self.waiting.is_empty() {
+                CommitCommand::Park
+            } else {
+                CommitCommand::Release { reason: String::new() }
+            };
+            return self.leave(command);
+        }
+        let since = *self.idle_since.get_or_insert_with(TokioInstant::now);
+        if since.elapsed() >= self.settings.park_after {
+            self.idle_since = None;
+            self.leave(CommitCommand::Park);
+        }
+    }
+
+    fn leave(&mut self, command: CommitCommand) {
+        self.leaving = true;
+        self.commit(vec![command]);
+    }
+
+    fn block(&mut self, mut blocked: Blocked) {
+        tracing::error!(
+            run_id = %self.run, expected = blocked.expected, produced = blocked.produced, source = blocked.source,
+            "run blocked"
+        );
+        blocked.build_id.clone_from(&self.settings.build_id);
+        self.attempts.abort_all();
+        self.leave(CommitCommand::Block(Box::new(blocked)));
+    }
+
+    fn release(&mut self, reason: String) {
+        self.attempts.abort_all();
+        self.leave(CommitCommand::Release { reason });
+    }
+
+    fn commit(&mut self, commands: Vec<CommitCommand>) {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.unacked.push_back((number, commands.clone()));
+        self.send(number, commands);
+    }
+
+    fn send(&self, number: u32, commands: Vec<CommitCommand>) {
+        let seen = self.seen.load(Ordering::Acquire);
+        let commit = WorkerCommit { epoch: self.epoch, number, seen, commands };
+        self.outbox.send(worker_message::Message::Commit(wire::encode_commit(self.run, &commit)));
+    }
+
+    /// How long until an instant of database time, judged by the last event's.
+    fn until(&self, at_micros: i64) -> Duration {
+        let Some((db, here)) = self.clock else { return Duration::ZERO };
+        let left = at_micros.saturating_sub(db);
+        Duration::from_micros(u64::try_from(left).unwrap_or(0)).saturating_sub(here.elapsed())
+    }
+}
+
+/// Runs an attempt: a panic and a timeout become failures like any other.
+async fn guarded(
+    running: impl Future<Output = Result<Payload, Failure>> + Send,
+    timeout: Option<Duration>,
+) -> Result<Payload, Failure> {
+    let caught = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(running));
+    let caught = match timeout {
+        Some(limit) => match tokio::time::timeout(limit, caught).await {
+            Ok(caught) => caught,
+            Err(_) => return Err(Failure::new("StepTimeout", format!("the attempt took longer than {limit:?}"))),
+        },
+        None => caught.await,
+    };
+    caught.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(Failure::new("Panic", text))
+    })
+}
+
+async fn sleep_until(at: Option<TokioInstant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
