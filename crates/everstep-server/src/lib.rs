@@ -1,1 +1,22 @@
-//! Placeholder while the crate is being written.
+//! The Everstep server: the gRPC services over an engine, and the HTTP endpoints beside them, on one port.
+//!
+//! It translates and never decides: a request is checked for form, handed to the engine, and the answer put
+//! into the contract's words. What is *not* here: rules about runs (the core's), storage, and the set-up of
+//! span export (the CLI's).
+
+mod check;
+mod error;
+mod http;
+mod metrics;
+mod namespaces;
+mod page;
+mod reason;
+mod rpc;
+mod runs;
+mod serve;
+mod status;
+mod worker;
+
+pub use error::Error;
+pub use reason::{DOMAIN, REASONS, Reason};
+pub use serve::{Server, ServerOptions};

@@ -329,10 +329,19 @@ fn runnable_bin(bin: PathBuf, user: Option<User>, folder: &Path) -> anyhow::Resu
     }
 }
 
+/// Copies the whole install. A wheel keeps shared libraries in `<package>.libs` beside its package, and
+/// the binaries look for them there.
 fn copy_install(bin: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     let install = bin.parent().context("the folder of the Postgres binaries has no parent")?;
+    let package = install.parent().map(|package| (package, package.with_extension("libs")));
+    let sources = match &package {
+        Some((package, libraries)) if libraries.is_dir() => vec![*package, libraries.as_path()],
+        _ => vec![install],
+    };
     let copy = folder.join("install");
-    let status = Command::new("cp").arg("-R").arg(install).arg(&copy).status().context("cannot run cp")?;
+    std::fs::create_dir(&copy).context("cannot make the folder for a copy of Postgres")?;
+    let status = Command::new("cp").arg("-R").args(&sources).arg(&copy).status().context("cannot run cp")?;
     ensure!(status.success(), "cannot copy Postgres from {} to {}", install.display(), copy.display());
-    Ok(copy.join("bin"))
+    let above = sources[0].parent().context("the folder of the Postgres install has no parent")?;
+    Ok(copy.join(bin.strip_prefix(above)?))
 }

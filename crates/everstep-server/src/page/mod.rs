@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use everstep_core::RunId;
+use everstep_core::{RunId, validate_name};
 use everstep_store::{PageToken, RunFilter};
 use sha2::{Digest, Sha256};
 use tonic::Status;
@@ -48,7 +48,9 @@ pub(crate) fn namespaces_page(text: &str) -> Result<String, Status> {
     if text.is_empty() {
         return Ok(String::new());
     }
-    String::from_utf8(position(namespaces_question(), text)?).map_err(|_| invalid())
+    let name = String::from_utf8(position(namespaces_question(), text)?).map_err(|_| invalid())?;
+    validate_name("page_token", &name).map_err(|_| invalid())?;
+    Ok(name)
 }
 
 fn runs_question(filter: &RunFilter) -> [u8; HASH_BYTES] {

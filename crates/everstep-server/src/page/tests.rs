@@ -47,6 +47,7 @@ fn a_token_of_another_question_is_refused() {
         assert_eq!(reason_of(&runs_page(&other, &token).unwrap_err()), "INVALID_PAGE_TOKEN", "{other:?}");
     }
     assert_eq!(reason_of(&namespaces_page(&token).unwrap_err()), "INVALID_PAGE_TOKEN");
+    assert_eq!(reason_of(&namespaces_page(&namespaces_token("a\0b")).unwrap_err()), "INVALID_PAGE_TOKEN");
 }
 
 #[test]

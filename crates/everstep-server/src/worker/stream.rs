@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use everstep_engine::{WorkerIn, WorkerLink, WorkerOut, WorkerSender};
+use everstep_engine::{Error, WorkerIn, WorkerLink, WorkerOut};
 use everstep_proto::api::{self, worker_message::Message};
 use everstep_proto::wire::{decode_commit, parse_id};
 use everstep_proto::{InvalidKind, InvalidMessage};
@@ -51,7 +51,7 @@ impl Session {
         let Self { inbound, rest, frames, framer, draining } = self;
         let WorkerLink { to_engine, from_engine } = link;
         let end = tokio::select! {
-            end = read(inbound, rest, &to_engine) => end,
+            end = read(inbound, rest, async |message| to_engine.send(message).await) => end,
             end = write(from_engine, framer, &frames) => end,
             () = frames.closed() => End::Gone,
         };
@@ -73,7 +73,7 @@ impl Session {
 async fn read(
     mut inbound: Streaming<api::ConnectRequest>,
     mut messages: VecDeque<api::WorkerMessage>,
-    to_engine: &WorkerSender,
+    to_engine: impl AsyncFn(WorkerIn) -> Result<(), Error>,
 ) -> End {
     let mut goodbye = false;
     loop {
@@ -83,7 +83,7 @@ async fn read(
                 Err(error) => return End::Invalid(status::of_invalid(error.within(&format!("messages[{index}]")))),
             };
             goodbye |= matches!(message, WorkerIn::Goodbye);
-            if to_engine.send(message).await.is_err() {
+            if to_engine(message).await.is_err() {
                 return End::LetGo;
             }
         }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 pub use futures::{Canceled, Signal, Sleep};
-pub(crate) use state::{OpState, Shared, State, StepOp, TimerOp};
+pub(crate) use state::{OpState, Shared, StepOp, TimerOp};
 pub(crate) use step::STEP_INFO;
 pub use step::{Step, StepInfo, step_info};
 

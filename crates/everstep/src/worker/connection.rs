@@ -347,6 +347,7 @@ impl Session {
         for held in self.runs.values() {
             let _ = held.to_run.send(RunMessage::Drain);
         }
+        let grace = self.settings.grace;
         let all_ended = async {
             while self.runs.values().any(|held| !held.task.is_finished()) {
                 match stream.message().await {
@@ -361,8 +362,7 @@ impl Session {
                 }
             }
         };
-        let settings = Arc::clone(&self.settings);
-        if tokio::time::timeout(settings.grace, all_ended).await.is_err() {
+        if tokio::time::timeout(grace, all_ended).await.is_err() {
             tracing::warn!("steps still run at the end of the grace: they are given up");
         }
         self.runs.clear();

@@ -1,5 +1,7 @@
 //! Tests of what `start` decides before it starts a server.
 
+use std::path::Path;
+
 use super::{User, copy_install, find_user, unprivileged_user};
 
 const ACCOUNTS: &str = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65533:nobody:/:/bin/false\n\
@@ -30,15 +32,32 @@ fn root_without_an_unprivileged_user_is_told_so() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn write_tree(folder: &Path, files: &[&str]) -> anyhow::Result<()> {
+    for file in files {
+        let path = folder.join(file);
+        std::fs::create_dir_all(path.parent().expect("below the folder"))?;
+        std::fs::write(path, "content")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn an_install_is_copied_with_its_libraries() -> anyhow::Result<()> {
-    let folder = tempfile::tempdir()?;
-    for part in ["pginstall/bin", "pginstall/lib"] {
-        std::fs::create_dir_all(folder.path().join(part))?;
-        std::fs::write(folder.path().join(part).join("file"), "content")?;
-    }
-    let bin = copy_install(&folder.path().join("pginstall/bin"), folder.path())?;
+    let (source, target) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    write_tree(source.path(), &["pginstall/bin/file", "pginstall/lib/file", "unrelated/file"])?;
+    let bin = copy_install(&source.path().join("pginstall/bin"), target.path())?;
     assert_eq!(std::fs::read_to_string(bin.join("file"))?, "content");
     assert_eq!(std::fs::read_to_string(bin.join("../lib/file"))?, "content");
+    assert!(!bin.join("../../unrelated").exists(), "only the install is copied");
+    Ok(())
+}
+
+#[test]
+fn an_install_from_a_wheel_is_copied_with_the_libraries_beside_it() -> anyhow::Result<()> {
+    let (source, target) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    write_tree(source.path(), &["package/pginstall/bin/file", "package.libs/file"])?;
+    let bin = copy_install(&source.path().join("package/pginstall/bin"), target.path())?;
+    assert_eq!(std::fs::read_to_string(bin.join("file"))?, "content");
+    assert_eq!(std::fs::read_to_string(bin.join("../../../package.libs/file"))?, "content");
     Ok(())
 }

@@ -1,0 +1,133 @@
+//! Figures for `/metrics`, in Prometheus' text form: a histogram of the calls, and the node's own counters.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use everstep_engine::NodeStatus;
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
+use tonic::Code;
+
+/// Bounds of the buckets, in seconds, from a read out of memory to a long poll.
+const BUCKETS: [f64; 15] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 20.0, 60.0];
+
+/// The content type of what [`Metrics::render`] gives.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+
+/// What is counted at the edge.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    calls: HistogramVec,
+    connections: IntGauge,
+    panics: IntCounter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let calls = HistogramVec::new(
+            HistogramOpts::new(
+                "rpc_server_call_duration_seconds",
+                "Time from a call's headers to those of its answer; of a stream, to its beginning.",
+            )
+            .buckets(BUCKETS.to_vec())
+            .const_label("rpc_system_name", "grpc"),
+            &["rpc_method", "rpc_response_status_code"],
+        )?;
+        let connections = IntGauge::new("everstep_connections", "Open client connections.")?;
+        let panics = IntCounter::new("everstep_rpc_panics_total", "Calls that ended in a bug of the server.")?;
+        registry.register(Box::new(calls.clone()))?;
+        registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(panics.clone()))?;
+        Ok(Self { registry, calls, connections, panics })
+    }
+
+    /// Counts a call. `method` must be one of a known set.
+    pub(crate) fn call(&self, method: &str, code: Code, took: Duration) {
+        self.calls.with_label_values(&[method, code_name(code)]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a call that panicked.
+    pub(crate) fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// The gauge of open connections.
+    pub(crate) fn connections(&self) -> &IntGauge {
+        &self.connections
+    }
+
+    /// All figures.
+    pub(crate) fn render(&self, node: &NodeStatus) -> Result<String, prometheus::Error> {
+        let mut bytes = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut bytes)?;
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        node_figures(node, &mut text);
+        Ok(text)
+    }
+}
+
+fn node_figures(node: &NodeStatus, text: &mut String) {
+    let NodeStatus {
+        workers,
+        runs_loaded,
+        store_ok,
+        dispatch_ok,
+        draining,
+        events_appended,
+        conflicts,
+        fenced,
+        unknown_settled,
+        runs_started,
+        runs_closed,
+        healed,
+    } = *node;
+    let mut figure = |kind: &str, name: &str, help: &str, value: u64| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    };
+    figure("gauge", "everstep_workers_connected", "Workers connected to this node.", workers as u64);
+    figure("gauge", "everstep_runs_loaded", "Runs in this node's memory.", runs_loaded as u64);
+    figure("gauge", "everstep_store_up", "1 when the store answered its last call.", store_ok.into());
+    figure("gauge", "everstep_dispatch_up", "1 when dispatch reaches the other nodes.", dispatch_ok.into());
+    figure("gauge", "everstep_draining", "1 while the node is shutting down.", draining.into());
+    figure("counter", "everstep_events_appended_total", "Events appended since start.", events_appended);
+    figure("counter", "everstep_append_conflicts_total", "Appends that lost their race.", conflicts);
+    figure("counter", "everstep_commits_fenced_total", "Commits refused for an old epoch.", fenced);
+    figure("counter", "everstep_outcomes_settled_total", "Unknown outcomes that were settled.", unknown_settled);
+    figure("counter", "everstep_runs_started_total", "Runs started by this node.", runs_started);
+    figure("counter", "everstep_runs_closed_total", "Runs closed by this node.", runs_closed);
+    figure(
+        "counter",
+        "everstep_sweep_healed_total",
+        "Tasks, timers, wakes and lost runs that only the sweep found.",
+        healed,
+    );
+}
+
+/// The canonical name of a code, such as `DEADLINE_EXCEEDED`.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests;
