@@ -22,7 +22,7 @@ macro_rules! reasons {
     ($($word:ident, $code:ident, $meaning:literal, $what_to_do:literal;)+) => {
         $(
             #[doc = $meaning]
-            pub const $word: Reason = Reason {
+            pub(crate) const $word: Reason = Reason {
                 word: stringify!($word),
                 code: Code::$code,
                 meaning: $meaning,

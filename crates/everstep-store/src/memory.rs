@@ -1,29 +1,27 @@
-//! The in-memory store: the whole port over one mutex and ordered maps.
-//!
-//! It is the model that the SQL adapters are held against, and what a simulation runs on: its clock is the
-//! caller's, every answer follows from the calls before it, and each method has a `_sync` twin that needs
-//! no runtime. Nothing of it survives the process.
+//! The in-memory store: the semantics of the port, without a database. Nothing survives the process.
 
-mod ports;
-mod state;
-#[cfg(test)]
-mod tests;
-
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, RunRow, Seq, SessionId, Timestamp};
+use async_trait::async_trait;
+use everstep_core::{
+    Duration, Event, NodeId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId, Timer, TimerKey, Timestamp,
+    Write,
+};
 
 use crate::{
-    Append, AppendReply, ClaimedTimers, Error, Namespace, PageToken, RunFilter, RunRecord, RunTables,
-    SessionRow, StartRecord,
+    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, Namespace, PageToken, RunAppend, RunFilter, RunRecord,
+    RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
 };
-use state::State;
 
-/// A store that lives as long as its value.
+/// Payload bytes of one page of events, beyond which the page ends.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A store in memory. Its clock is the caller's, so that a simulation can move it.
 pub struct MemoryStore {
     clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
-    state: Mutex<State>,
+    tables: Mutex<Tables>,
 }
 
 impl fmt::Debug for MemoryStore {
@@ -32,238 +30,437 @@ impl fmt::Debug for MemoryStore {
     }
 }
 
+#[derive(Debug, Default)]
+struct Tables {
+    events: BTreeMap<RunId, Vec<Event>>,
+    runs: BTreeMap<RunId, RunRow>,
+    workflow_ids: BTreeMap<(String, String), RunId>,
+    start_requests: BTreeMap<(String, String, String), (RunId, [u8; 32])>,
+    timers: BTreeMap<(RunId, TimerKey), (Timestamp, Timestamp)>,
+    tasks: BTreeMap<RunId, Task>,
+    wakes: BTreeMap<(RunId, Seq), Timestamp>,
+    sessions: BTreeMap<SessionId, (SessionRow, Timestamp, bool)>,
+    namespaces: BTreeMap<String, Namespace>,
+}
+
+#[derive(Debug)]
+struct Task {
+    queue: QueueKey,
+    claims: u32,
+    next_claim_at: Timestamp,
+}
+
 impl MemoryStore {
-    /// An empty store with the namespace `default`, whose "database time" is what `clock` says.
+    /// An empty store with the namespace `default`, whose database time is what `clock` says.
     pub fn new(clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        let state = Mutex::new(State::new(clock()));
-        Self { clock: Box::new(clock), state }
+        let mut tables = Tables::default();
+        let default =
+            Namespace { name: "default".to_owned(), description: String::new(), created_at: clock() };
+        tables.namespaces.insert(default.name.clone(), default);
+        Self { clock: Box::new(clock), tables: Mutex::new(tables) }
     }
 
-    /// The state, and the time of this call.
-    fn at(&self) -> (MutexGuard<'_, State>, Timestamp) {
-        // Every change of the state is complete once it begins, so a panic elsewhere leaves it whole.
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = (self.clock)();
-        (state, now)
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Log::append`](crate::Log::append).
+    /// [`Log::append`], at once.
     pub fn append_sync(&self, batch: Vec<Append>) -> AppendReply {
-        let (mut state, now) = self.at();
-        AppendReply { verdicts: state.append(&batch, now), now: Some(now) }
+        let now = (self.clock)();
+        let mut tables = self.lock();
+        let verdicts = batch.iter().map(|append| tables.append(append, now)).collect();
+        AppendReply { now: Some(now), verdicts }
     }
 
-    /// [`Log::read_events`](crate::Log::read_events).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn read_events_sync(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
-        Ok(self.at().0.read_events(run, after, limit))
-    }
-
-    /// [`Log::now`](crate::Log::now).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn now_sync(&self) -> Result<Timestamp, Error> {
-        Ok(self.at().1)
-    }
-
-    /// [`Catalog::get_run`](crate::Catalog::get_run).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn get_run_sync(&self, run: RunId) -> Result<Option<RunRecord>, Error> {
-        Ok(self.at().0.get_run(run))
-    }
-
-    /// [`Catalog::find_start`](crate::Catalog::find_start).
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when the workflow id's run has no row.
-    pub fn find_start_sync(
-        &self,
-        namespace: &str,
-        workflow_id: &str,
-        request_id: &str,
-    ) -> Result<StartRecord, Error> {
-        self.at().0.find_start(namespace, workflow_id, request_id)
-    }
-
-    /// [`Catalog::list_runs`](crate::Catalog::list_runs).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn list_runs_sync(
-        &self,
-        filter: &RunFilter,
-        page: Option<PageToken>,
-        limit: usize,
-    ) -> Result<Vec<RunRow>, Error> {
-        Ok(self.at().0.list_runs(filter, page, limit))
-    }
-
-    /// [`Catalog::closed_among`](crate::Catalog::closed_among).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn closed_among_sync(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error> {
-        Ok(self.at().0.closed_among(runs))
-    }
-
-    /// [`Catalog::run_tables`](crate::Catalog::run_tables).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn run_tables_sync(&self, run: RunId) -> Result<Option<RunTables>, Error> {
-        Ok(self.at().0.run_tables(run))
-    }
-
-    /// [`Catalog::create_namespace`](crate::Catalog::create_namespace).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn create_namespace_sync(&self, name: &str, description: &str) -> Result<bool, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.create_namespace(name, description, now))
-    }
-
-    /// [`Catalog::get_namespace`](crate::Catalog::get_namespace).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn get_namespace_sync(&self, name: &str) -> Result<Option<Namespace>, Error> {
-        Ok(self.at().0.get_namespace(name))
-    }
-
-    /// [`Catalog::list_namespaces`](crate::Catalog::list_namespaces).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn list_namespaces_sync(&self, after: &str, limit: usize) -> Result<Vec<Namespace>, Error> {
-        Ok(self.at().0.list_namespaces(after, limit))
-    }
-
-    /// [`Sessions::open_session`](crate::Sessions::open_session).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn open_session_sync(&self, session: &SessionRow) -> Result<Option<Timestamp>, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.open_session(session, now))
-    }
-
-    /// [`Sessions::renew_session`](crate::Sessions::renew_session).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn renew_session_sync(
-        &self,
-        session: SessionId,
-        lease: Duration,
-    ) -> Result<Option<Timestamp>, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.renew_session(session, lease, now))
-    }
-
-    /// [`Sessions::close_session`](crate::Sessions::close_session).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn close_session_sync(&self, session: SessionId) -> Result<bool, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.close_session(session, now))
-    }
-
-    /// [`Sessions::close_expired_sessions`](crate::Sessions::close_expired_sessions).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn close_expired_sessions_sync(&self, limit: usize) -> Result<Vec<SessionId>, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.close_expired_sessions(limit, now))
-    }
-
-    /// [`Sessions::owned_runs`](crate::Sessions::owned_runs).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn owned_runs_sync(
-        &self,
-        session: SessionId,
-        after: Option<RunId>,
-        limit: usize,
-    ) -> Result<Vec<RunId>, Error> {
-        Ok(self.at().0.owned_runs(session, after, limit))
-    }
-
-    /// [`Sweep::claim_timers`](crate::Sweep::claim_timers).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn claim_timers_sync(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.claim_timers(limit, claim, now))
-    }
-
-    /// [`Sweep::claim_tasks`](crate::Sweep::claim_tasks).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn claim_tasks_sync(
-        &self,
-        queues: Option<&[QueueKey]>,
-        limit: usize,
-    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
-        let (mut state, now) = self.at();
-        Ok(state.claim_tasks(queues, limit, now))
-    }
-
-    /// [`Sweep::lost_runs`](crate::Sweep::lost_runs).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn lost_runs_sync(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
-        Ok(self.at().0.lost_runs(limit))
-    }
-
-    /// [`Sweep::stale_wakes`](crate::Sweep::stale_wakes).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn stale_wakes_sync(
-        &self,
-        node: NodeId,
-        age: Duration,
-        limit: usize,
-    ) -> Result<Vec<(RunId, Seq)>, Error> {
-        let (state, now) = self.at();
-        Ok(state.stale_wakes(node, age, limit, now))
-    }
-
-    /// [`Sweep::delete_wakes`](crate::Sweep::delete_wakes).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
-    pub fn delete_wakes_sync(&self, seen: &[(RunId, Seq)]) -> Result<(), Error> {
-        let (mut state, _) = self.at();
-        for (run, up_to) in seen {
-            state.delete_wakes(*run, *up_to);
+    /// [`Log::read_events`], at once.
+    pub fn read_events_sync(&self, run: RunId, after: Seq, limit: usize) -> Vec<Event> {
+        let tables = self.lock();
+        let Some(events) = tables.events.get(&run) else { return Vec::new() };
+        let mut bytes = 0;
+        let mut page = Vec::new();
+        for event in events.iter().skip(usize::try_from(after).unwrap_or(usize::MAX)).take(limit) {
+            bytes += event.body.payload().map_or(0, |p| p.data.len());
+            if bytes > PAGE_BYTES_MAX && !page.is_empty() {
+                break;
+            }
+            page.push(event.clone());
         }
-        Ok(())
+        page
     }
 
-    /// [`Sweep::blocked_runs`](crate::Sweep::blocked_runs).
-    ///
-    /// # Errors
-    /// None; the signature is the port's.
+    /// Every run there is, for a checker.
+    pub fn run_ids_sync(&self) -> Vec<RunId> {
+        self.lock().events.keys().copied().collect()
+    }
+
+    /// [`Catalog::find_start`], at once.
+    pub fn find_start_sync(&self, namespace: &str, workflow_id: &str, request_id: &str) -> StartRecord {
+        let tables = self.lock();
+        let key = (namespace.to_owned(), workflow_id.to_owned());
+        let current = tables.workflow_ids.get(&key).and_then(|run| Some((*run, tables.runs.get(run)?.status)));
+        let request = tables.start_requests.get(&(key.0, key.1, request_id.to_owned())).copied();
+        StartRecord { current, request }
+    }
+
+    /// [`Catalog::run_tables`], at once.
+    pub fn run_tables_sync(&self, run: RunId) -> Option<RunTables> {
+        let tables = self.lock();
+        let row = tables.runs.get(&run)?.clone();
+        let timers = tables
+            .timers
+            .range((run, TimerKey { kind: everstep_core::TimerKind::Timer, id: 0 })..)
+            .take_while(|((r, _), _)| *r == run)
+            .map(|((_, key), (fire_at, _))| Timer { key: *key, fire_at: *fire_at })
+            .collect();
+        let task = tables.tasks.get(&run).map(|t| t.queue.clone());
+        let wakes = tables.wakes.range((run, 0)..=(run, Seq::MAX)).map(|((_, seq), _)| *seq).collect();
+        Some(RunTables { projection: Projection { row, timers, task }, wakes })
+    }
+
+    /// [`Sessions::open_session`], at once.
+    pub fn open_session_sync(&self, session: &SessionRow) -> Option<Timestamp> {
+        let until = (self.clock)().after(session.lease);
+        let mut tables = self.lock();
+        if tables.sessions.get(&session.session_id).is_some_and(|(_, _, closed)| *closed) {
+            return None;
+        }
+        tables.sessions.insert(session.session_id, (session.clone(), until, false));
+        Some(until)
+    }
+
+    /// [`Sessions::renew_session`], at once.
+    pub fn renew_session_sync(&self, session: SessionId, lease: Duration) -> Option<Timestamp> {
+        let until = (self.clock)().after(lease);
+        match self.lock().sessions.get_mut(&session) {
+            Some((_, lease_until, false)) => {
+                *lease_until = until;
+                Some(until)
+            }
+            _ => None,
+        }
+    }
+
+    /// [`Sessions::close_session`], at once.
+    pub fn close_session_sync(&self, session: SessionId) -> bool {
+        match self.lock().sessions.get_mut(&session) {
+            Some((_, _, closed)) if !*closed => {
+                *closed = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// [`Sessions::close_expired_sessions`], at once.
+    pub fn close_expired_sessions_sync(&self, limit: usize) -> Vec<SessionId> {
+        let now = (self.clock)();
+        let mut tables = self.lock();
+        let expired = tables.sessions.iter_mut().filter(|(_, (_, until, closed))| !closed && *until < now).take(limit);
+        expired
+            .map(|(id, (_, _, closed))| {
+                *closed = true;
+                *id
+            })
+            .collect()
+    }
+
+    /// [`Sessions::owned_runs`], at once.
+    pub fn owned_runs_sync(&self, session: SessionId, after: Option<RunId>, limit: usize) -> Vec<RunId> {
+        let tables = self.lock();
+        let owned = tables.runs.values().filter(|r| r.owner == Some(session) && Some(r.run_id) > after);
+        owned.map(|r| r.run_id).take(limit).collect()
+    }
+
+    /// [`Sweep::claim_timers`], at once.
+    pub fn claim_timers_sync(&self, limit: usize, claim: Duration) -> ClaimedTimers {
+        let now = (self.clock)();
+        let mut tables = self.lock();
+        let free = |claimed: &Timestamp| *claimed < now;
+        let mut due: Vec<(Timestamp, RunId, TimerKey)> = tables
+            .timers
+            .iter()
+            .filter(|(_, (fire_at, claimed))| *fire_at <= now && free(claimed))
+            .map(|((run, key), (fire_at, _))| (*fire_at, *run, *key))
+            .collect();
+        due.sort_unstable();
+        due.truncate(limit);
+        for (_, run, key) in &due {
+            if let Some((_, claimed)) = tables.timers.get_mut(&(*run, *key)) {
+                *claimed = now.after(claim);
+            }
+        }
+        let next = tables.timers.values().filter(|(at, claimed)| *at > now && free(claimed)).map(|t| t.0).min();
+        ClaimedTimers { due: due.into_iter().map(|(_, run, key)| (run, key)).collect(), next, now }
+    }
+
+    /// [`Sweep::claim_tasks`], at once.
+    pub fn claim_tasks_sync(&self, queues: Option<&[QueueKey]>, limit: usize) -> Vec<(RunId, QueueKey)> {
+        let now = (self.clock)();
+        let mut tables = self.lock();
+        let wanted = |queue: &QueueKey| queues.is_none_or(|q| q.contains(queue));
+        let mut due: Vec<(Timestamp, RunId)> = tables
+            .tasks
+            .iter()
+            .filter(|(_, t)| t.next_claim_at <= now && wanted(&t.queue))
+            .map(|(run, t)| (t.next_claim_at, *run))
+            .collect();
+        due.sort_unstable();
+        due.truncate(limit);
+        due.into_iter()
+            .filter_map(|(_, run)| {
+                let task = tables.tasks.get_mut(&run)?;
+                task.claims += 1;
+                task.next_claim_at = now.after(Duration::from_secs((1u64 << task.claims.min(6)).min(60)));
+                Some((run, task.queue.clone()))
+            })
+            .collect()
+    }
+
+    /// [`Sweep::lost_runs`], at once.
+    pub fn lost_runs_sync(&self, limit: usize) -> Vec<(RunId, SessionId)> {
+        let tables = self.lock();
+        let closed = |session: &SessionId| tables.sessions.get(session).is_none_or(|(_, _, closed)| *closed);
+        let open = tables.runs.values().filter(|r| !r.status.is_closed());
+        open.filter_map(|r| Some((r.run_id, r.owner.filter(closed)?))).take(limit).collect()
+    }
+
+    /// [`Sweep::stale_wakes`], at once.
+    pub fn stale_wakes_sync(&self, node: NodeId, age: Duration, limit: usize) -> Vec<(RunId, Seq)> {
+        let now = (self.clock)();
+        let tables = self.lock();
+        let here = |run: &RunId| {
+            let owner = tables.runs.get(run).and_then(|r| r.owner);
+            owner.and_then(|o| tables.sessions.get(&o)).is_some_and(|(s, _, closed)| s.node_id == node && !closed)
+        };
+        let stale = tables.wakes.iter().filter(|((run, _), at)| at.after(age) < now && here(run));
+        stale.map(|(key, _)| *key).take(limit).collect()
+    }
+
+    /// [`Sweep::delete_wakes`], at once.
+    pub fn delete_wakes_sync(&self, seen: &[(RunId, Seq)]) {
+        let mut tables = self.lock();
+        for (run, up_to) in seen {
+            tables.wakes.retain(|(r, seq), _| r != run || seq > up_to);
+        }
+    }
+
+    /// [`Sweep::blocked_runs`], at once.
     pub fn blocked_runs_sync(
         &self,
         queue: &QueueKey,
         build_id: &str,
         after: Option<RunId>,
         limit: usize,
+    ) -> Vec<RunId> {
+        let tables = self.lock();
+        let blocked = tables.runs.values().filter(|r| {
+            r.status == RunStatus::Blocked
+                && r.namespace == queue.namespace
+                && r.task_queue == queue.task_queue
+                && r.build_id != build_id
+                && Some(r.run_id) > after
+        });
+        blocked.map(|r| r.run_id).take(limit).collect()
+    }
+}
+
+impl Tables {
+    fn append(&mut self, append: &Append, now: Timestamp) -> Verdict {
+        // Both runs are checked before either is written: they stand or fall together.
+        for run in append.runs() {
+            if let Some(verdict) = self.refuse(run) {
+                return verdict;
+            }
+        }
+        for run in append.runs() {
+            self.write(run, now);
+        }
+        Verdict::Committed
+    }
+
+    fn refuse(&self, append: &RunAppend) -> Option<Verdict> {
+        if let Some(claim) = &append.start {
+            let key = (claim.namespace.clone(), claim.workflow_id.clone());
+            let requested = self.start_requests.contains_key(&(key.0.clone(), key.1.clone(), claim.request_id.clone()));
+            if requested || self.workflow_ids.get(&key).copied() != claim.expected {
+                return Some(Verdict::Conflict);
+            }
+        }
+        let tail = self.events.get(&append.run_id).map_or(0, Vec::len) as Seq;
+        match append.events.first() {
+            None => Some(Verdict::Failed(Error::Refused("an append holds at least one event".to_owned()))),
+            Some(first) if first.seq != tail + 1 => Some(Verdict::Conflict),
+            Some(_) => None,
+        }
+    }
+
+    fn write(&mut self, append: &RunAppend, now: Timestamp) {
+        let run_id = append.run_id;
+        if let Some(claim) = &append.start {
+            let key = (claim.namespace.clone(), claim.workflow_id.clone());
+            let request = (key.0.clone(), key.1.clone(), claim.request_id.clone());
+            self.start_requests.insert(request, (run_id, claim.body_hash));
+            self.workflow_ids.insert(key, run_id);
+        }
+        self.events.entry(run_id).or_default().extend(append.events.iter().cloned());
+        for write in &append.writes {
+            match write {
+                Write::Run(row) => {
+                    if self.runs.get(&run_id).is_none_or(|old| old.last_seq < row.last_seq) {
+                        self.runs.insert(run_id, (**row).clone());
+                    }
+                }
+                Write::TimerSet(timer) => {
+                    self.timers.insert((run_id, timer.key), (timer.fire_at, Timestamp::default()));
+                }
+                Write::TimerDeleted(key) => {
+                    self.timers.remove(&(run_id, *key));
+                }
+                Write::TimersCleared => self.timers.retain(|(run, _), _| *run != run_id),
+                Write::TaskSet(queue) => {
+                    let next_claim_at = now.after(Duration::from_secs(1));
+                    self.tasks.insert(run_id, Task { queue: queue.clone(), claims: 0, next_claim_at });
+                }
+                Write::TaskDeleted => {
+                    self.tasks.remove(&run_id);
+                }
+                Write::WakeSet { seq } => {
+                    self.wakes.insert((run_id, *seq), now);
+                }
+                Write::WakesDeleted { up_to } => self.wakes.retain(|(run, seq), _| *run != run_id || seq > up_to),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Log for MemoryStore {
+    async fn append(&self, batch: Vec<Append>) -> AppendReply {
+        self.append_sync(batch)
+    }
+
+    async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
+        Ok(self.read_events_sync(run, after, limit))
+    }
+
+    async fn now(&self) -> Result<Timestamp, Error> {
+        Ok((self.clock)())
+    }
+}
+
+#[async_trait]
+impl Catalog for MemoryStore {
+    async fn get_run(&self, run: RunId) -> Result<Option<RunRecord>, Error> {
+        let tables = self.lock();
+        let tail_seq = tables.events.get(&run).map_or(0, Vec::len) as Seq;
+        Ok(tables.runs.get(&run).map(|row| RunRecord { row: row.clone(), tail_seq }))
+    }
+
+    async fn find_start(&self, namespace: &str, workflow_id: &str, request_id: &str) -> Result<StartRecord, Error> {
+        Ok(self.find_start_sync(namespace, workflow_id, request_id))
+    }
+
+    async fn list_runs(
+        &self,
+        filter: &RunFilter,
+        page: Option<PageToken>,
+        limit: usize,
+    ) -> Result<Vec<RunRow>, Error> {
+        let tables = self.lock();
+        let matches = |r: &&RunRow| {
+            r.namespace == filter.namespace
+                && filter.workflow_id.as_ref().is_none_or(|w| *w == r.workflow_id)
+                && filter.workflow_type.as_ref().is_none_or(|t| *t == r.workflow_type)
+                && (filter.statuses.is_empty() || filter.statuses.contains(&r.status))
+                && page.is_none_or(|p| r.run_id < p.0)
+        };
+        Ok(tables.runs.values().rev().filter(matches).take(limit).cloned().collect())
+    }
+
+    async fn closed_among(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error> {
+        let tables = self.lock();
+        let closed = |run: &&RunId| tables.runs.get(*run).is_some_and(|r| r.status.is_closed());
+        Ok(runs.iter().filter(closed).copied().collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
+        Ok(self.run_tables_sync(run))
+    }
+
+    async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error> {
+        let created_at = (self.clock)();
+        let mut tables = self.lock();
+        if tables.namespaces.contains_key(name) {
+            return Ok(false);
+        }
+        let (name, description) = (name.to_owned(), description.to_owned());
+        tables.namespaces.insert(name.clone(), Namespace { name, description, created_at });
+        Ok(true)
+    }
+
+    async fn get_namespace(&self, name: &str) -> Result<Option<Namespace>, Error> {
+        Ok(self.lock().namespaces.get(name).cloned())
+    }
+
+    async fn list_namespaces(&self, after: &str, limit: usize) -> Result<Vec<Namespace>, Error> {
+        let tables = self.lock();
+        Ok(tables.namespaces.values().filter(|n| n.name.as_str() > after).take(limit).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Sessions for MemoryStore {
+    async fn open_session(&self, session: &SessionRow) -> Result<Option<Timestamp>, Error> {
+        Ok(self.open_session_sync(session))
+    }
+
+    async fn renew_session(&self, session: SessionId, lease: Duration) -> Result<Option<Timestamp>, Error> {
+        Ok(self.renew_session_sync(session, lease))
+    }
+
+    async fn close_session(&self, session: SessionId) -> Result<bool, Error> {
+        Ok(self.close_session_sync(session))
+    }
+
+    async fn close_expired_sessions(&self, limit: usize) -> Result<Vec<SessionId>, Error> {
+        Ok(self.close_expired_sessions_sync(limit))
+    }
+
+    async fn owned_runs(&self, session: SessionId, after: Option<RunId>, limit: usize) -> Result<Vec<RunId>, Error> {
+        Ok(self.owned_runs_sync(session, after, limit))
+    }
+}
+
+#[async_trait]
+impl Sweep for MemoryStore {
+    async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error> {
+        Ok(self.claim_timers_sync(limit, claim))
+    }
+
+    async fn claim_tasks(&self, queues: Option<&[QueueKey]>, limit: usize) -> Result<Vec<(RunId, QueueKey)>, Error> {
+        Ok(self.claim_tasks_sync(queues, limit))
+    }
+
+    async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
+        Ok(self.lost_runs_sync(limit))
+    }
+
+    async fn stale_wakes(&self, node: NodeId, age: Duration, limit: usize) -> Result<Vec<(RunId, Seq)>, Error> {
+        Ok(self.stale_wakes_sync(node, age, limit))
+    }
+
+    async fn delete_wakes(&self, seen: &[(RunId, Seq)]) -> Result<(), Error> {
+        self.delete_wakes_sync(seen);
+        Ok(())
+    }
+
+    async fn blocked_runs(
+        &self,
+        queue: &QueueKey,
+        build_id: &str,
+        after: Option<RunId>,
+        limit: usize,
     ) -> Result<Vec<RunId>, Error> {
-        Ok(self.at().0.blocked_runs(queue, build_id, after, limit))
+        Ok(self.blocked_runs_sync(queue, build_id, after, limit))
     }
 }

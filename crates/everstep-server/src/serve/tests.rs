@@ -1,1 +1,3 @@
-//! Placeholder replaced below.
+//! A whole server over an in-memory store, talked to over a socket.
+
+mod support;

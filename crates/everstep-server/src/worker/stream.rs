@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use everstep_engine::{Error, WorkerIn, WorkerLink, WorkerOut};
+use everstep_engine::{WorkerIn, WorkerLink, WorkerOut};
 use everstep_proto::api::{self, worker_message::Message};
 use everstep_proto::wire::{decode_commit, parse_id};
 use everstep_proto::{InvalidKind, InvalidMessage};
@@ -47,11 +47,12 @@ enum End {
 impl Session {
     /// Carries messages both ways until one side is done. The link is dropped at the end, which tells the
     /// engine.
-    pub(super) async fn run(self, link: WorkerLink) {
+    pub(super) async fn run(self, mut link: WorkerLink) {
         let Self { inbound, rest, frames, framer, draining } = self;
-        let WorkerLink { to_engine, from_engine } = link;
+        // Each half has its own direction; an ended channel stays behind in the link.
+        let from_engine = std::mem::replace(&mut link.from_engine, mpsc::channel(1).1);
         let end = tokio::select! {
-            end = read(inbound, rest, async |message| to_engine.send(message).await) => end,
+            end = read(inbound, rest, &link) => end,
             end = write(from_engine, framer, &frames) => end,
             () = frames.closed() => End::Gone,
         };
@@ -64,7 +65,7 @@ impl Session {
             End::Slow => status::of(reason::DISCONNECTED, "the worker took no message for 20 s; connect again"),
         };
         // A worker that does not read gets no last word either; then it sees the end of the stream.
-        drop(to_engine);
+        drop(link);
         let _ = tokio::time::timeout(WRITE_WAIT, frames.send(Err(last_word))).await;
     }
 }
@@ -73,7 +74,7 @@ impl Session {
 async fn read(
     mut inbound: Streaming<api::ConnectRequest>,
     mut messages: VecDeque<api::WorkerMessage>,
-    to_engine: impl AsyncFn(WorkerIn) -> Result<(), Error>,
+    link: &WorkerLink,
 ) -> End {
     let mut goodbye = false;
     loop {
@@ -83,7 +84,7 @@ async fn read(
                 Err(error) => return End::Invalid(status::of_invalid(error.within(&format!("messages[{index}]")))),
             };
             goodbye |= matches!(message, WorkerIn::Goodbye);
-            if to_engine(message).await.is_err() {
+            if link.to_engine.send(message).await.is_err() {
                 return End::LetGo;
             }
         }
@@ -126,11 +127,11 @@ async fn write(
     frames: &mpsc::Sender<Result<api::ConnectResponse, Status>>,
 ) -> End {
     let mut gathered = Vec::with_capacity(FRAME_MESSAGES);
-    let mut closed = false;
     loop {
         if from_engine.recv_many(&mut gathered, FRAME_MESSAGES).await == 0 {
-            return if closed { End::Closed } else { End::LetGo };
+            return End::LetGo;
         }
+        let mut closed = false;
         for out in gathered.drain(..) {
             closed |= matches!(out, WorkerOut::SessionClosed { .. });
             framer.push(out);
@@ -141,6 +142,9 @@ async fn write(
                 Ok(Err(_)) => return End::Gone,
                 Err(_) => return End::Slow,
             }
+        }
+        if closed {
+            return End::Closed;
         }
     }
 }
