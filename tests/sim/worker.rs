@@ -49,6 +49,8 @@ pub(crate) struct Worker {
     pub(crate) renewed_us: u64,
     pub(crate) sent: BTreeMap<u64, u64>,
     pub(crate) connected_us: u64,
+    /// Greeted on the present stream: until then nothing is said, because what is unanswered goes first.
+    pub(crate) welcomed: bool,
     pub(crate) fenced: u64,
 }
 
@@ -82,6 +84,7 @@ impl Worker {
                     self.drop_all();
                 }
                 self.session = Some(session_id);
+                self.welcomed = true;
                 self.renewed_us = self.connected_us;
                 let resend = |(&run_id, h): (&RunId, &Held)| {
                     h.unacked.iter().map(move |c| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() })).collect()

@@ -366,6 +366,7 @@ impl World {
             return;
         }
         w.connected_us = now;
+        w.welcomed = false;
         if w.session.is_some() && now >= w.renewed_us + w.lease_us {
             w.drop_all();
         }
@@ -443,8 +444,9 @@ impl World {
             let life = self.workers[worker].life;
             match act {
                 Act::Send(message) => {
-                    let link = self.workers[worker].link;
-                    if link != 0 {
+                    let seat = &self.workers[worker];
+                    let link = seat.link;
+                    if link != 0 && seat.worker.as_ref().is_some_and(|w| w.welcomed) {
                         self.send_up(worker, Input::FromWorker { link, message });
                     }
                 }

@@ -17,7 +17,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("everstep-store-sqlite", &["everstep-core", "everstep-proto", "everstep-store"]),
     ("everstep-dispatch-nats", &["everstep-core", "everstep-proto", "everstep-dispatch"]),
     ("everstep-engine", &["everstep-core", "everstep-store", "everstep-dispatch"]),
-    ("everstep-server", &["everstep-core", "everstep-proto", "everstep-store", "everstep-engine"]),
+    (
+        "everstep-server",
+        &["everstep-core", "everstep-proto", "everstep-store", "everstep-dispatch", "everstep-engine"],
+    ),
     ("everstep-provider", &[]),
     ("everstep", &["everstep-core", "everstep-proto"]),
     ("everstep-example-summarize", &["everstep", "everstep-provider"]),
@@ -44,7 +47,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "prost",
-        &["everstep-proto", "everstep-server", "everstep-dispatch-nats", "everstep-tests"],
+        &["everstep-proto", "everstep-server", "everstep-dispatch-nats", "everstep", "everstep-tests"],
         "wire messages stay behind everstep-proto",
     ),
 ];

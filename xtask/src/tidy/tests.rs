@@ -177,6 +177,8 @@ fn tests_do_not_sleep() {
     ] {
         expect_none("tests/it/a.rs", &text(call));
     }
+    let foreign = "crates/everstep/src/machine/tests.rs";
+    expect_none(foreign, &text(concat!("tokio::time::sl", "eep(hour).await")));
 }
 
 #[test]

@@ -166,7 +166,7 @@ impl Node {
                 let lease = self.config.lease;
                 self.out.push(Output::RenewSession { link, session: id, number, lease });
             }
-            WorkerIn::Commit { run_id, commit } => self.add_job(run_id, Job::Commit { link, commit }),
+            WorkerIn::Commit { run_id, commit } => self.add_commit(link, run_id, commit),
             WorkerIn::NeedHistory { run_id, epoch } => {
                 if let Some(slot) = self.slots.get_mut(&run_id)
                     && slot.told == Some((link, epoch))

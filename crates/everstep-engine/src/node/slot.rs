@@ -58,6 +58,8 @@ pub(super) struct Slot {
     pub(super) told: Option<(u64, Epoch)>,
     /// Last event that it was sent.
     pub(super) sent: Seq,
+    /// The commit that the stream sends next, once it has sent one.
+    next_number: Option<(u64, u32)>,
     races: u32,
 }
 
@@ -77,6 +79,21 @@ impl Slot {
 }
 
 impl Node {
+    /// An owner's commit. One that leaves out numbers would lose what was in them: the history knows only
+    /// the greatest.
+    pub(super) fn add_commit(&mut self, link: u64, run_id: RunId, commit: WorkerCommit) {
+        let slot = self.slots.entry(run_id).or_default();
+        let expected = slot.next_number.filter(|(l, _)| *l == link).map(|(_, number)| number);
+        if expected.is_some_and(|n| commit.number > n) {
+            let problem = format!("commit {} does not follow commit {}", commit.number, expected.unwrap_or(1) - 1);
+            let rejection = Rejection::InvalidCommands { problem };
+            self.answer_commit(run_id, link, &commit, Err(rejection));
+            return self.work(run_id);
+        }
+        slot.next_number = Some((link, expected.unwrap_or(0).max(commit.number + 1)));
+        self.add_job(run_id, Job::Commit { link, commit });
+    }
+
     /// Puts a job into a run's mailbox and works it off if the run is free.
     pub(super) fn add_job(&mut self, run: RunId, job: Job) {
         self.slots.entry(run).or_default().inbox.push_back(job);
@@ -150,7 +167,7 @@ impl Node {
         let (result, again) = match &job {
             Job::Client { command, .. } => (apply_decision(run, command, self.now, batch), None),
             Job::Commit { link, commit } => {
-                let Some(session) = self.sessions.get(link) else { return None };
+                let session = self.sessions.get(link)?;
                 let command = Command {
                     id: CommandId::of_worker(run.id(), commit.epoch, commit.number),
                     actor: Actor::Worker(session.worker.identity.clone()),
@@ -561,6 +578,7 @@ impl Node {
         };
         slot.told = Some((link, epoch));
         slot.sent = run.seq();
+        slot.next_number = None;
         if let Some(session) = self.sessions.get_mut(&link) {
             session.runs.insert(run_id);
         }

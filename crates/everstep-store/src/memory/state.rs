@@ -1,11 +1,11 @@
 //! The tables of the in-memory store, and every question and change as a plain function of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 
 use everstep_core::{
     Duration, Event, NodeId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId, Timer, TimerKey,
-    Timestamp, Write,
+    TimerKind, Timestamp, Write,
 };
 
 use crate::{
@@ -130,7 +130,10 @@ impl State {
             Write::TimerDeleted(key) => {
                 self.timers.remove(&(run, *key));
             }
-            Write::TimersCleared => self.timers.retain(|(of, _), _| *of != run),
+            Write::TimersCleared => {
+                let keys: Vec<_> = self.timers.range(timers_of(run)).map(|(key, _)| *key).collect();
+                keys.iter().for_each(|key| drop(self.timers.remove(key)));
+            }
             Write::TaskSet(queue) => {
                 let row = TaskRow { queue: queue.clone(), claims: 0, next_claim_at: now.after(TASK_GRACE) };
                 self.tasks.insert(run, row);
@@ -207,7 +210,7 @@ impl State {
 
     pub(super) fn run_tables(&self, run: RunId) -> Option<RunTables> {
         let row = self.runs.get(&run)?.clone();
-        let of_run = self.timers.iter().filter(|((of, _), _)| *of == run);
+        let of_run = self.timers.range(timers_of(run));
         let timers = of_run.map(|((_, key), timer)| Timer { key: *key, fire_at: timer.fire_at }).collect();
         let task = self.tasks.get(&run).map(|task| task.queue.clone());
         let wakes = self.wakes.range((run, 0)..=(run, Seq::MAX)).map(|((_, seq), _)| *seq).collect();
@@ -261,7 +264,7 @@ impl State {
         Some(stored.lease_until)
     }
 
-    pub(super) fn close_session(&mut self, session: SessionId, _now: Timestamp) -> bool {
+    pub(super) fn close_session(&mut self, session: SessionId) -> bool {
         let open = self.sessions.get_mut(&session).filter(|s| !s.closed);
         open.map(|s| s.closed = true).is_some()
     }
@@ -359,7 +362,8 @@ impl State {
     }
 
     pub(super) fn delete_wakes(&mut self, run: RunId, up_to: Seq) {
-        self.wakes.retain(|(of, seq), _| *of != run || *seq > up_to);
+        let seen: Vec<_> = self.wakes.range((run, 0)..=(run, up_to)).map(|(key, _)| *key).collect();
+        seen.iter().for_each(|key| drop(self.wakes.remove(key)));
     }
 
     pub(super) fn blocked_runs(
@@ -394,6 +398,12 @@ fn malformed(run: &RunAppend) -> Option<String> {
         return Some(format!("run {} claims a workflow id with an event that is not its first", run.run_id));
     }
     None
+}
+
+/// The keys that the timers of `run` can have.
+fn timers_of(run: RunId) -> RangeInclusive<(RunId, TimerKey)> {
+    let key = |kind, id| (run, TimerKey { kind, id });
+    key(TimerKind::Timer, 0)..=key(TimerKind::RunTimeout, u32::MAX)
 }
 
 fn workflow_key(start: &StartClaim) -> (String, String) {

@@ -1,6 +1,7 @@
 //! Messages on their way to the server: whatever has gathered goes into one frame.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -19,6 +20,9 @@ const FRAME_BYTES: usize = 1024 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     to_stream: Mutex<Option<mpsc::UnboundedSender<Message>>>,
+    /// Counts connections. A run that has not repeated its unanswered commits on the present one yet must
+    /// not say anything newer: commits are taken in order.
+    generation: AtomicU64,
 }
 
 impl Outbox {
@@ -29,7 +33,13 @@ impl Outbox {
         }
     }
 
+    /// The present connection.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     pub(super) fn open(&self, to_stream: mpsc::UnboundedSender<Message>) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         *self.to_stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_stream);
     }
 

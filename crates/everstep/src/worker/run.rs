@@ -62,6 +62,8 @@ pub(super) struct RunTask {
     draining: bool,
     /// Database time minus this process's, as far as events tell.
     clock: Option<(i64, Instant)>,
+    /// The connection on which everything unanswered has been said.
+    generation: u64,
 }
 
 struct Running {
@@ -87,6 +89,7 @@ impl RunTask {
         lease: Arc<Lease>,
         seen: Arc<AtomicU64>,
     ) -> Self {
+        let generation = outbox.generation();
         Self {
             run,
             epoch,
@@ -108,6 +111,7 @@ impl RunTask {
             leaving: false,
             draining: false,
             clock: None,
+            generation,
         }
     }
 
@@ -222,6 +226,7 @@ impl RunTask {
                 self.idle_since = None;
             }
             RunMessage::Resend => {
+                self.generation = self.outbox.generation();
                 let unacked: Vec<_> = self.unacked.iter().cloned().collect();
                 for (number, commands) in unacked {
                     self.send(number, commands);
@@ -436,7 +441,9 @@ impl RunTask {
         let number = self.next_number;
         self.next_number += 1;
         self.unacked.push_back((number, commands.clone()));
-        self.send(number, commands);
+        if self.generation == self.outbox.generation() {
+            self.send(number, commands);
+        }
     }
 
     fn send(&self, number: u32, commands: Vec<CommitCommand>) {
