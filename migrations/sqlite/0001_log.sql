@@ -165,24 +165,21 @@ CREATE VIEW runs_readable AS
            lower(hex(owner)) AS owner, last_seq
       FROM (SELECT lower(hex(run_id)) AS h, * FROM runs);
 
--- One row per step of each run: completed, failed, retrying or running (as far as recorded).
--- Select by run_id.
+-- One row per step of each run, as its last event tells: completed, failed, retrying or running (as far as
+-- recorded). In SQLite the plain columns beside a single max() are those of the row that has the maximum.
 CREATE VIEW steps AS
-    SELECT run_id, step_id, name, attempts,
-           CASE last_kind
+    SELECT substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-' || substr(h, 13, 4) || '-' || substr(h, 17, 4)
+               || '-' || substr(h, 21) AS run_id,
+           step_id, step AS name, attempt AS attempts,
+           CASE kind
                WHEN 'StepCompleted' THEN 'completed'
                WHEN 'StepStarted' THEN 'running'
-               ELSE CASE WHEN last_attrs ->> 'retry_at_us' IS NULL THEN 'failed' ELSE 'retrying' END
+               ELSE CASE WHEN attrs ->> 'retry_at_us' IS NULL THEN 'failed' ELSE 'retrying' END
            END AS status,
-           first_seen_at, last_seen_at, last_seq
-      FROM (SELECT run_id, step_id,
-                   max(step) AS name,
-                   max(attempt) AS attempts,
-                   min(at) AS first_seen_at,
-                   max(at) AS last_seen_at,
-                   max(seq) AS last_seq,
-                   (SELECT l.kind FROM events_readable l WHERE l.run_id = e.run_id AND l.seq = max(e.seq)) AS last_kind,
-                   (SELECT l.attrs FROM events_readable l WHERE l.run_id = e.run_id AND l.seq = max(e.seq)) AS last_attrs
-              FROM events_readable e
+           strftime('%Y-%m-%dT%H:%M:%S', at / 1000000, 'unixepoch') || printf('.%06dZ', at % 1000000)
+               AS last_seen_at,
+           last_seq
+      FROM (SELECT lower(hex(run_id)) AS h, step_id, step, attempt, kind, attrs, at, max(seq) AS last_seq
+              FROM events
              WHERE kind IN ('StepStarted', 'StepCompleted', 'StepFailed')
              GROUP BY run_id, step_id);

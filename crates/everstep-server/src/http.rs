@@ -55,7 +55,8 @@ pub(crate) async fn unknown(request: axum::extract::Request) -> Response {
     if kind.is_some_and(|v| v.as_bytes().starts_with(b"application/grpc")) {
         return tonic::Status::unimplemented("there is no such method").into_http::<axum::body::Body>();
     }
-    (StatusCode::NOT_FOUND, "not found; this port serves gRPC, /healthz, /readyz and /metrics\n").into_response()
+    (StatusCode::NOT_FOUND, "not found; this port serves gRPC, /healthz, /readyz and /metrics\n")
+        .into_response()
 }
 
 /// The process lives.

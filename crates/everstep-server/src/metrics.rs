@@ -36,7 +36,8 @@ impl Metrics {
             &["rpc_method", "rpc_response_status_code"],
         )?;
         let connections = IntGauge::new("everstep_connections", "Open client connections.")?;
-        let panics = IntCounter::new("everstep_rpc_panics_total", "Calls that ended in a bug of the server.")?;
+        let panics =
+            IntCounter::new("everstep_rpc_panics_total", "Calls that ended in a bug of the server.")?;
         registry.register(Box::new(calls.clone()))?;
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(panics.clone()))?;
@@ -95,7 +96,12 @@ fn node_figures(node: &NodeStatus, text: &mut String) {
     figure("counter", "everstep_events_appended_total", "Events appended since start.", events_appended);
     figure("counter", "everstep_append_conflicts_total", "Appends that lost their race.", conflicts);
     figure("counter", "everstep_commits_fenced_total", "Commits refused for an old epoch.", fenced);
-    figure("counter", "everstep_outcomes_settled_total", "Unknown outcomes that were settled.", unknown_settled);
+    figure(
+        "counter",
+        "everstep_outcomes_settled_total",
+        "Unknown outcomes that were settled.",
+        unknown_settled,
+    );
     figure("counter", "everstep_runs_started_total", "Runs started by this node.", runs_started);
     figure("counter", "everstep_runs_closed_total", "Runs closed by this node.", runs_closed);
     figure(

@@ -44,7 +44,11 @@ impl NamespaceService for NamespaceApi {
             .map_err(|e| status::of_store(&e))?;
         if !created {
             let message = format!("namespace '{name}' exists already");
-            return Err(status::with_metadata(reason::NAMESPACE_ALREADY_EXISTS, message, [("namespace", name)]));
+            return Err(status::with_metadata(
+                reason::NAMESPACE_ALREADY_EXISTS,
+                message,
+                [("namespace", name)],
+            ));
         }
         let namespace = self.find(&name).await?;
         Ok(Response::new(api::CreateNamespaceResponse { namespace: Some(encode(namespace)) }))

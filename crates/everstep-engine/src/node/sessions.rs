@@ -21,11 +21,16 @@ pub(super) struct Session {
     /// Runs that it owns or is about to own.
     pub(super) runs: BTreeSet<RunId>,
     held: Vec<HeldRun>,
+    /// What it owns is being looked up.
+    pub(super) resuming: bool,
 }
 
 impl Session {
     /// Runs that it can still take.
     pub(super) fn credit(&self) -> usize {
+        if self.resuming {
+            return 0;
+        }
         (self.slots as usize).saturating_sub(self.runs.len())
     }
 }
@@ -119,6 +124,7 @@ impl Node {
             slots: hello.run_slots,
             runs: BTreeSet::new(),
             held: hello.held,
+            resuming: resumed,
         };
         self.sessions.insert(link, session);
         if self.draining {
@@ -131,6 +137,7 @@ impl Node {
     pub(super) fn owned(&mut self, link: u64, runs: Vec<RunId>) {
         let Some(session) = self.sessions.get_mut(&link) else { return };
         let held = std::mem::take(&mut session.held);
+        session.resuming = false;
         for &run in &runs {
             session.runs.insert(run);
         }

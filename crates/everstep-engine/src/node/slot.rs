@@ -60,6 +60,8 @@ pub(super) struct Slot {
     pub(super) sent: Seq,
     /// The commit that the stream sends next, once it has sent one.
     next_number: Option<(u64, u32)>,
+    /// The stream lacks events that were not at hand when there was something to send.
+    behind: bool,
     races: u32,
 }
 
@@ -285,7 +287,20 @@ impl Node {
         }
         self.answer(run_id, writing.jobs);
         self.reconcile(run_id, writing.started.then(|| Arc::clone(events)));
+        self.catch_up(run_id);
         self.work(run_id);
+    }
+
+    /// Reads the whole history again for a stream that lacks some of it.
+    fn catch_up(&mut self, run_id: RunId) {
+        if let Some(slot) = self.slots.get_mut(&run_id)
+            && std::mem::take(&mut slot.behind)
+            && !slot.loading
+        {
+            slot.run = None;
+            slot.history = None;
+            slot.inbox.push_back(Job::Look);
+        }
     }
 
     /// Sends events to the stream that holds the run.
@@ -294,6 +309,11 @@ impl Node {
         let (Some(run), Some((link, epoch))) = (&slot.run, slot.told) else { return };
         let from = slot.sent + 1;
         if events.last().is_none_or(|e| e.seq < from) {
+            return;
+        }
+        if events.first().is_some_and(|e| e.seq > from) {
+            // A worker that came back with less than this node has in memory: read what lies between.
+            slot.behind = true;
             return;
         }
         slot.sent = run.seq();
@@ -506,6 +526,7 @@ impl Node {
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.inbox.retain(|job| !matches!(job, Job::Look));
         }
+        self.catch_up(run_id);
         self.work(run_id);
     }
 
@@ -552,6 +573,9 @@ impl Node {
         let Some(run) = &slot.run else { return };
         let owner = run.owner().map(|o| o.session);
         let link = owner.and_then(|s| self.links.get(&s).copied());
+        // A worker that takes its session up again says what it holds; until that is compared with what it
+        // owns, nothing is sent.
+        let link = link.filter(|l| self.sessions.get(l).is_some_and(|s| !s.resuming));
         let epoch = run.epoch();
         for (&l, session) in &mut self.sessions {
             if Some(l) != link {

@@ -102,12 +102,17 @@ impl Check {
         let payload = decode_payload(wire);
         let size = payload.data.len();
         if size > limits::PAYLOAD_BYTES_MAX {
-            let problem = format!("is {size} bytes long, more than the limit of {}", limits::PAYLOAD_BYTES_MAX);
+            let problem =
+                format!("is {size} bytes long, more than the limit of {}", limits::PAYLOAD_BYTES_MAX);
             self.refuse(format!("{field}.data"), reason::LIMIT_EXCEEDED, problem);
         }
         let encoding = self.text(format!("{field}.encoding"), payload.encoding, limits::NAME_BYTES_MAX);
         if encoding.is_empty() && size > 0 {
-            self.refuse(format!("{field}.encoding"), reason::INVALID_ARGUMENT, "must be set when there is data");
+            self.refuse(
+                format!("{field}.encoding"),
+                reason::INVALID_ARGUMENT,
+                "must be set when there is data",
+            );
         }
         Payload { encoding, data: payload.data }
     }
@@ -120,7 +125,11 @@ impl Check {
     ) -> Option<Duration> {
         let timeout = self.take(decode_duration(field, wire?));
         if timeout == Duration::ZERO && self.violations.iter().all(|v| v.field != field) {
-            self.refuse(field, reason::INVALID_DURATION, "must be more than zero; leave it unset for no limit");
+            self.refuse(
+                field,
+                reason::INVALID_DURATION,
+                "must be more than zero; leave it unset for no limit",
+            );
         }
         Some(timeout)
     }
@@ -151,13 +160,17 @@ impl Check {
     pub(crate) fn run(&mut self, wire: Option<api::RunRef>) -> RunSelector {
         let api::RunRef { namespace, run_id, workflow_id } = wire.unwrap_or_default();
         if run_id.is_empty() && workflow_id.is_empty() {
-            let problem = "must name a run: set run.run_id, or run.workflow_id for the latest run of a workflow id";
+            let problem =
+                "must name a run: set run.run_id, or run.workflow_id for the latest run of a workflow id";
             self.refuse("run", reason::INVALID_ARGUMENT, problem);
         }
         let namespace = self.name_or_default("run.namespace", namespace);
         let workflow_id = (!workflow_id.is_empty()).then(|| self.name("run.workflow_id", workflow_id));
-        let run_id =
-            if run_id.is_empty() { None } else { self.take(parse_id::<RunId>("run.run_id", &run_id).map(Some)) };
+        let run_id = if run_id.is_empty() {
+            None
+        } else {
+            self.take(parse_id::<RunId>("run.run_id", &run_id).map(Some))
+        };
         RunSelector { namespace, run_id, workflow_id }
     }
 }

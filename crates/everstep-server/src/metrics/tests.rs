@@ -24,6 +24,9 @@ fn what_was_counted_is_shown() {
     assert!(text.contains(&format!("{}}} 1", call("OK", "_count{"))), "{text}");
     assert!(text.contains(&format!("{}}} 1", call("NOT_FOUND", "_count{"))), "{text}");
     for line in lines {
-        assert!(line.starts_with("# ") || line.rsplit_once(' ').is_some_and(|(_, v)| v.parse::<f64>().is_ok()), "{line}");
+        assert!(
+            line.starts_with("# ") || line.rsplit_once(' ').is_some_and(|(_, v)| v.parse::<f64>().is_ok()),
+            "{line}"
+        );
     }
 }

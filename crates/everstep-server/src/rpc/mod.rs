@@ -110,7 +110,10 @@ where
         let call = async move {
             let started = Instant::now();
             let response = guarded(&shared, inner, request).await;
-            let code = response.extensions().get::<Status>().map_or_else(|| code_of(response.headers()), Status::code);
+            let code = response
+                .extensions()
+                .get::<Status>()
+                .map_or_else(|| code_of(response.headers()), Status::code);
             shared.metrics.call(method.as_deref().unwrap_or(OTHER), code, started.elapsed());
             record(&Span::current(), code);
             Ok(response)
@@ -261,7 +264,8 @@ fn methods() -> HashSet<String> {
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     ];
-    let files = sets.iter().filter_map(|set| prost_types::FileDescriptorSet::decode(*set).ok()).flat_map(|s| s.file);
+    let files =
+        sets.iter().filter_map(|set| prost_types::FileDescriptorSet::decode(*set).ok()).flat_map(|s| s.file);
     files
         .flat_map(|file| {
             let package = file.package.unwrap_or_default();

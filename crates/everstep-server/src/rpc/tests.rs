@@ -107,7 +107,10 @@ async fn undecodable_messages_are_the_callers_fault() {
 async fn unknown_methods_share_one_figure() {
     let layer = layer();
     for i in 0..1_000 {
-        through(&layer, request(&format!("x.Y/m{i}"), &[]), |_| async { Ok(Status::unimplemented("").into_http()) }).await;
+        through(&layer, request(&format!("x.Y/m{i}"), &[]), |_| async {
+            Ok(Status::unimplemented("").into_http())
+        })
+        .await;
     }
     let text = layer.shared.metrics.render(&everstep_engine::NodeStatus::default()).unwrap();
     assert!(text.contains("rpc_method=\"_OTHER\""), "{text}");

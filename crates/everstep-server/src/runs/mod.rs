@@ -9,8 +9,8 @@ use std::time::Duration;
 use everstep_core::{CommandBody, limits};
 use everstep_engine::{Closed, Engine, RunSelector};
 use everstep_proto::api::{self, run_service_server::RunService};
-use everstep_proto::wire::{encode_failure, encode_payload, encode_run, encode_run_status};
 use everstep_proto::trace;
+use everstep_proto::wire::{encode_failure, encode_payload, encode_run, encode_run_status};
 use everstep_store::RunRecord;
 use futures::Stream;
 use tokio::time::Instant;
@@ -96,7 +96,10 @@ impl RunService for RunApi {
             Some(last) if more => page::runs_token(&filter, last.run_id),
             _ => String::new(),
         };
-        Ok(Response::new(api::ListRunsResponse { runs: rows.iter().map(encode_run).collect(), next_page_token }))
+        Ok(Response::new(api::ListRunsResponse {
+            runs: rows.iter().map(encode_run).collect(),
+            next_page_token,
+        }))
     }
 
     type GetHistoryStream = Pin<Box<dyn Stream<Item = Result<api::GetHistoryResponse, Status>> + Send>>;
@@ -118,7 +121,8 @@ impl RunService for RunApi {
                 problem,
             )]));
         }
-        let reader = history::Reader::new(&self.engine, &record, after_seq, follow, limit, self.draining.clone());
+        let reader =
+            history::Reader::new(&self.engine, &record, after_seq, follow, limit, self.draining.clone());
         Ok(Response::new(Box::pin(reader.stream())))
     }
 

@@ -51,7 +51,8 @@ pub(super) fn start(request: api::StartRunRequest, trace: TraceContext) -> Resul
 
 /// Reads a list: the filter, where the page begins, and its size.
 pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, Option<PageToken>, usize), Status> {
-    let api::ListRunsRequest { namespace, workflow_id, workflow_type, statuses, page_size, page_token } = request;
+    let api::ListRunsRequest { namespace, workflow_id, workflow_type, statuses, page_size, page_token } =
+        request;
     let mut check = Check::default();
     let namespace = check.name_or_default("namespace", namespace);
     let mut given = |field: &str, text: String| (!text.is_empty()).then(|| check.name(field, text));

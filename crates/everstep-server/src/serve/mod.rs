@@ -146,7 +146,9 @@ impl Server {
 }
 
 /// The transport with every limit said out loud.
-fn transport(metrics: Metrics) -> tonic::transport::Server<tower::layer::util::Stack<RpcLayer, tower::layer::util::Identity>> {
+fn transport(
+    metrics: Metrics,
+) -> tonic::transport::Server<tower::layer::util::Stack<RpcLayer, tower::layer::util::Identity>> {
     tonic::transport::Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(STREAMS_MAX)
@@ -181,8 +183,7 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(Error::Reflection)?;
-    let mut routes =
-        Routes::new(runs).add_service(namespaces).add_service(workers).add_service(reflection);
+    let mut routes = Routes::new(runs).add_service(namespaces).add_service(workers).add_service(reflection);
     let router = std::mem::take(routes.axum_router_mut());
     *routes.axum_router_mut() = router.merge(http::routes(probe.clone())).fallback(http::unknown);
     Ok(routes)

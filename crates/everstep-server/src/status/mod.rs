@@ -73,7 +73,11 @@ pub(crate) fn of_rejection(rejection: &Rejection) -> Status {
         Rejection::AlreadyStarted { run_id, status, policy } => with_metadata(
             reason,
             message,
-            [("run_id", run_id.to_string()), ("status", status.to_string()), ("policy", (*policy).to_owned())],
+            [
+                ("run_id", run_id.to_string()),
+                ("status", status.to_string()),
+                ("policy", (*policy).to_owned()),
+            ],
         ),
         Rejection::IdempotencyMismatch { run_id } => {
             with_metadata(reason, message, [("run_id", run_id.to_string())])
@@ -125,12 +129,17 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
 /// The status of a failed store call. What the database said goes to the log only.
 pub(crate) fn of_store(error: &StoreError) -> Status {
     let (reason, message) = match error {
-        StoreError::Unavailable(_) => (reason::STORE_UNAVAILABLE, "the store is unavailable; nothing was written"),
-        StoreError::OutcomeUnknown(_) => {
-            (reason::OUTCOME_UNKNOWN, "the outcome of the commit is unknown; repeat it with the same request id")
+        StoreError::Unavailable(_) => {
+            (reason::STORE_UNAVAILABLE, "the store is unavailable; nothing was written")
         }
+        StoreError::OutcomeUnknown(_) => (
+            reason::OUTCOME_UNKNOWN,
+            "the outcome of the commit is unknown; repeat it with the same request id",
+        ),
         StoreError::Contention(_) => (reason::CONTENTION, "contention in the store; nothing was written"),
-        StoreError::Exhausted(_) => (reason::STORE_EXHAUSTED, "the store is out of resources; nothing was written"),
+        StoreError::Exhausted(_) => {
+            (reason::STORE_EXHAUSTED, "the store is out of resources; nothing was written")
+        }
         StoreError::Corrupt(_) => (reason::STORE_CORRUPT, "stored data are corrupt; see the server's log"),
         StoreError::Schema(_) => {
             (reason::STORE_UNAVAILABLE, "the database's schema does not fit this server; see its log")
@@ -175,7 +184,8 @@ pub(crate) fn of_violations(mut violations: Vec<FieldViolation>) -> Status {
     let reason = common.copied().unwrap_or(reason::INVALID_ARGUMENT);
     let total = violations.len();
     violations.truncate(VIOLATIONS_MAX);
-    let listed: Vec<String> = violations.iter().take(3).map(|v| format!("{} {}", v.field, v.description)).collect();
+    let listed: Vec<String> =
+        violations.iter().take(3).map(|v| format!("{} {}", v.field, v.description)).collect();
     let mut message = listed.join("; ");
     if total > listed.len() {
         message.push_str(&format!("; and {} more", total - listed.len()));
@@ -210,8 +220,12 @@ pub(crate) fn of_framework(status: &Status) -> Option<Status> {
     }
     match status.code() {
         // Every status of ours has details, so these are the codec's: bytes that are no message.
-        Code::Internal => Some(of(reason::INVALID_MESSAGE, format!("cannot read the message: {}", echo(status.message())))),
-        Code::OutOfRange | Code::ResourceExhausted => Some(of(reason::LIMIT_EXCEEDED, echo(status.message()))),
+        Code::Internal => {
+            Some(of(reason::INVALID_MESSAGE, format!("cannot read the message: {}", echo(status.message()))))
+        }
+        Code::OutOfRange | Code::ResourceExhausted => {
+            Some(of(reason::LIMIT_EXCEEDED, echo(status.message())))
+        }
         _ => None,
     }
 }

@@ -39,10 +39,15 @@ fn the_document_lists_exactly_the_reasons() {
         .collect();
     let expected: Vec<Vec<String>> = REASONS
         .iter()
-        .map(|r| vec![format!("`{}`", r.word), code_name(r.code), r.meaning.to_owned(), r.what_to_do.to_owned()])
+        .map(|r| {
+            vec![format!("`{}`", r.word), code_name(r.code), r.meaning.to_owned(), r.what_to_do.to_owned()]
+        })
         .collect();
     for row in &rows {
-        assert!(expected.iter().any(|e| e == row), "docs/errors.md has a row that is not in the table: {row:?}");
+        assert!(
+            expected.iter().any(|e| e == row),
+            "docs/errors.md has a row that is not in the table: {row:?}"
+        );
     }
     for row in &expected {
         assert!(rows.iter().any(|r| r == row), "docs/errors.md lacks this row: | {} |", row.join(" | "));
@@ -59,7 +64,11 @@ fn the_table_is_sorted_and_without_doubles() {
 #[test]
 fn rejections_have_their_codes() {
     let cases = [
-        (Rejection::InvalidId { field: "name", problem: "must not be empty" }, Code::InvalidArgument, "INVALID_ID"),
+        (
+            Rejection::InvalidId { field: "name", problem: "must not be empty" },
+            Code::InvalidArgument,
+            "INVALID_ID",
+        ),
         (
             Rejection::InvalidArgument { field: "identity", problem: "too long".to_owned() },
             Code::InvalidArgument,

@@ -58,8 +58,12 @@ impl Framer {
                     node_id: self.node_id.to_string(),
                 }));
             }
-            WorkerOut::HeartbeatAck { number } => self.add(Message::HeartbeatAck(api::HeartbeatAck { number })),
-            WorkerOut::Activate { run_id, epoch, events, base } => self.activate(run_id, epoch, &events, base),
+            WorkerOut::HeartbeatAck { number } => {
+                self.add(Message::HeartbeatAck(api::HeartbeatAck { number }))
+            }
+            WorkerOut::Activate { run_id, epoch, events, base } => {
+                self.activate(run_id, epoch, &events, base)
+            }
             WorkerOut::Events { run_id, epoch, events, from, committed } => {
                 let new = events.iter().position(|e| e.seq >= from).unwrap_or(events.len());
                 self.events(run_id, epoch, &events[new..], committed);

@@ -38,7 +38,9 @@ pub(super) async fn receive(inbound: &mut Streaming<api::ConnectRequest>) -> Res
             }
         }
     };
-    let frame = tokio::time::timeout(HELLO_WAIT, first).await.map_err(|_| no_hello("no message came within 10 s"))??;
+    let frame = tokio::time::timeout(HELLO_WAIT, first)
+        .await
+        .map_err(|_| no_hello("no message came within 10 s"))??;
     let mut rest: VecDeque<_> = frame.map(|f| f.messages).unwrap_or_default().into();
     match rest.pop_front().map(|m| m.message) {
         Some(Some(Message::Hello(hello))) => Ok(Opening { hello, rest }),

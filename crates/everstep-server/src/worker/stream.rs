@@ -16,6 +16,8 @@ use crate::{reason, status};
 
 /// A worker that takes no frame for this long is cut off.
 const WRITE_WAIT: Duration = Duration::from_secs(20);
+/// How long the engine may take to open a session.
+const WELCOME_WAIT: Duration = Duration::from_secs(15);
 /// How long a worker that has said goodbye is still sent what is on its way.
 const GOODBYE_WAIT: Duration = Duration::from_secs(10);
 
@@ -62,7 +64,9 @@ impl Session {
             End::Invalid(status) => status,
             End::LetGo if draining.is_cancelled() => status::stopping(),
             End::LetGo => status::of(reason::DISCONNECTED, "the node let go of this stream; connect again"),
-            End::Slow => status::of(reason::DISCONNECTED, "the worker took no message for 20 s; connect again"),
+            End::Slow => {
+                status::of(reason::DISCONNECTED, "the worker took no message for 20 s; connect again")
+            }
         };
         // A worker that does not read gets no last word either; then it sees the end of the stream.
         drop(link);
@@ -81,7 +85,9 @@ async fn read(
         for (index, message) in messages.drain(..).enumerate() {
             let message = match decode(message) {
                 Ok(message) => message,
-                Err(error) => return End::Invalid(status::of_invalid(error.within(&format!("messages[{index}]")))),
+                Err(error) => {
+                    return End::Invalid(status::of_invalid(error.within(&format!("messages[{index}]"))));
+                }
             };
             goodbye |= matches!(message, WorkerIn::Goodbye);
             if link.to_engine.send(message).await.is_err() {
@@ -127,10 +133,10 @@ async fn write(
     frames: &mpsc::Sender<Result<api::ConnectResponse, Status>>,
 ) -> End {
     let mut gathered = Vec::with_capacity(FRAME_MESSAGES);
+    let welcome = tokio::time::timeout(WELCOME_WAIT, from_engine.recv()).await;
+    let Ok(Some(welcome)) = welcome else { return End::LetGo };
+    gathered.push(welcome);
     loop {
-        if from_engine.recv_many(&mut gathered, FRAME_MESSAGES).await == 0 {
-            return End::LetGo;
-        }
         let mut closed = false;
         for out in gathered.drain(..) {
             closed |= matches!(out, WorkerOut::SessionClosed { .. });
@@ -145,6 +151,9 @@ async fn write(
         }
         if closed {
             return End::Closed;
+        }
+        if from_engine.recv_many(&mut gathered, FRAME_MESSAGES).await == 0 {
+            return End::LetGo;
         }
     }
 }

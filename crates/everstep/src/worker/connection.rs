@@ -296,6 +296,9 @@ impl Session {
             return;
         }
         let Some(history) = self.partial.remove(&run) else { return };
+        if self.runs.get(&run).is_some_and(|held| held.epoch >= activate.epoch) {
+            return;
+        }
         if activate.base_seq > 0 {
             // Nothing is kept of parked runs.
             let need = api::NeedHistory { run_id: activate.run_id, epoch: activate.epoch };

@@ -29,7 +29,8 @@ fn empty_requests_name_what_is_missing() {
 
 #[test]
 fn a_start_gets_its_defaults() {
-    let request = api::StartRunRequest { workflow_type: "order".to_owned(), ..api::StartRunRequest::default() };
+    let request =
+        api::StartRunRequest { workflow_type: "order".to_owned(), ..api::StartRunRequest::default() };
     let start = start(request, TraceContext::default()).unwrap();
     assert_eq!((start.namespace.as_str(), start.task_queue.as_str()), ("default", "default"));
     assert_eq!((start.reuse, start.conflict), (ReusePolicy::Allow, ConflictPolicy::Fail));
@@ -44,7 +45,10 @@ fn a_hostile_start_gets_every_field_named() {
         workflow_id: "a\0".to_owned(),
         workflow_type: "x".repeat(256),
         task_queue: "\u{202e}".to_owned(),
-        input: Some(history::Payload { encoding: "json".to_owned(), data: vec![0; 2 * 1024 * 1024 + 1].into() }),
+        input: Some(history::Payload {
+            encoding: "json".to_owned(),
+            data: vec![0; 2 * 1024 * 1024 + 1].into(),
+        }),
         request_id: "a\nb".to_owned(),
         run_timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
         reuse_policy: 999,
@@ -88,7 +92,10 @@ fn a_list_reads_its_own_tokens_only() {
         ..api::ListRunsRequest::default()
     };
     let (filter, page, size) = list(of("", String::new())).unwrap();
-    assert_eq!((filter.statuses.as_slice(), page, size), (&[RunStatus::Running, RunStatus::Blocked][..], None, 100));
+    assert_eq!(
+        (filter.statuses.as_slice(), page, size),
+        (&[RunStatus::Running, RunStatus::Blocked][..], None, 100)
+    );
     let last: RunId = RUN.parse().unwrap();
     let token = page::runs_token(&filter, last);
     assert_eq!(list(of("default", token.clone())).unwrap().1, Some(PageToken(last)));

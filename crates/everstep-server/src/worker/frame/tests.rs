@@ -154,7 +154,13 @@ fn old_events_are_not_sent_again() {
     let mut framer = framer(&[]);
     let id = CommandId::from_uuid(Uuid::from_u128(1));
     let all = Arc::new((1..=5).map(|seq| step(seq, 1, id, 1)).collect::<Vec<_>>());
-    framer.push(WorkerOut::Events { run_id: run(), epoch: 1, events: Arc::clone(&all), from: 4, committed: 0 });
+    framer.push(WorkerOut::Events {
+        run_id: run(),
+        epoch: 1,
+        events: Arc::clone(&all),
+        from: 4,
+        committed: 0,
+    });
     framer.push(WorkerOut::Events { run_id: run(), epoch: 1, events: all, from: 9, committed: 3 });
     let sent = events(&mut framer);
     assert!(sent[0].events.iter().map(|e| e.seq).eq(4..=5));

@@ -72,7 +72,8 @@ fn tokens_and_held_runs_have_to_be_well_formed() {
     let run = |run_id: &str| api::HeldRun { run_id: run_id.to_owned(), epoch: 2, seen_seq: 9 };
     let held = api::Hello { held: vec![run(&id), run("x"), run("")], ..good() };
     assert_eq!(refused(held).2, ["hello.held[1].run_id", "hello.held[2].run_id"]);
-    let resumed = api::Hello { session_token: format!("s1.{}", id.replace('-', "")), held: vec![run(&id)], ..good() };
+    let resumed =
+        api::Hello { session_token: format!("s1.{}", id.replace('-', "")), held: vec![run(&id)], ..good() };
     let hello = check(resumed).unwrap();
     assert_eq!(hello.resume, Some(id.parse().unwrap()));
     assert_eq!(hello.held, [HeldRun { run_id: id.parse().unwrap(), epoch: 2, seen: 9 }]);

@@ -1,0 +1,146 @@
+//! The one connection that writes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use everstep_store::Error;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::error::{at_commit, before_commit};
+
+/// Work inside a transaction.
+pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'c>>;
+
+/// The connection, while nobody uses it. `None` after an error that left it in doubt: the next user opens
+/// a new one.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    options: SqliteConnectOptions,
+    connection: Mutex<Option<SqliteConnection>>,
+}
+
+/// Where a transaction failed.
+#[derive(Debug)]
+pub(crate) enum TxError {
+    /// Before COMMIT: nothing was written.
+    Before(sqlx::Error),
+    /// At COMMIT.
+    AtCommit(sqlx::Error),
+}
+
+impl TxError {
+    pub(crate) fn to_store(&self) -> Error {
+        match self {
+            Self::Before(e) => before_commit(e),
+            Self::AtCommit(e) => at_commit(e),
+        }
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(options: SqliteConnectOptions, connection: SqliteConnection) -> Self {
+        Self { options, connection: Mutex::new(Some(connection)) }
+    }
+
+    /// Waits for the connection, and opens a new one if the last was thrown away.
+    pub(crate) async fn lock(&self) -> Result<Held<'_>, sqlx::Error> {
+        let mut slot = self.connection.lock().await;
+        if slot.is_none() {
+            *slot = Some(self.options.connect().await?);
+        }
+        Ok(Held { slot })
+    }
+
+    /// Runs `work` in a transaction of its own task: it ends even if the caller is gone.
+    pub(crate) async fn transact<T, F>(self: &Arc<Self>, work: F) -> Result<T, Error>
+    where
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let writer = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let mut held = writer.lock().await.map_err(|e| before_commit(&e))?;
+            let result = async {
+                held.execute("BEGIN IMMEDIATE").await?;
+                let done = work(held.connection()?).await.map_err(TxError::Before)?;
+                held.commit().await?;
+                Ok(done)
+            }
+            .await;
+            match result {
+                Ok(done) => Ok(done),
+                Err(e) => {
+                    held.abandon(&e).await;
+                    Err(e.to_store())
+                }
+            }
+        });
+        task.await.unwrap_or_else(|e| Err(Error::OutcomeUnknown(format!("the writing task ended early: {e}"))))
+    }
+
+    /// Closes the connection; the next user would open another.
+    pub(crate) async fn close(&self) {
+        if let Some(connection) = self.connection.lock().await.take() {
+            close(connection).await;
+        }
+    }
+}
+
+/// The writing connection, held for one transaction.
+pub(crate) struct Held<'w> {
+    slot: MutexGuard<'w, Option<SqliteConnection>>,
+}
+
+impl Held<'_> {
+    /// The connection itself.
+    pub(crate) fn connection(&mut self) -> Result<&mut SqliteConnection, TxError> {
+        self.slot.as_mut().ok_or(TxError::Before(sqlx::Error::WorkerCrashed))
+    }
+
+    async fn execute(&mut self, sql: &'static str) -> Result<(), TxError> {
+        let connection = self.connection()?;
+        sqlx::query(sql).execute(connection).await.map(drop).map_err(TxError::Before)
+    }
+
+    pub(crate) async fn commit(&mut self) -> Result<(), TxError> {
+        let connection = self.connection()?;
+        sqlx::query("COMMIT").execute(connection).await.map(drop).map_err(TxError::AtCommit)
+    }
+
+    /// Leaves the transaction without a trace.
+    pub(crate) async fn rollback(&mut self) {
+        let Some(connection) = self.slot.as_mut() else { return };
+        let rolled_back = sqlx::query("ROLLBACK").execute(connection).await;
+        // A failed statement may have ended the transaction by itself, or none may have begun. SQLite
+        // reports that as an error of no particular kind, so the connection is not trusted any further.
+        if rolled_back.is_err() {
+            self.discard().await;
+        }
+    }
+
+    /// After an error: leaves no transaction open, and no connection in doubt.
+    pub(crate) async fn abandon(&mut self, e: &TxError) {
+        match e {
+            TxError::Before(_) => self.rollback().await,
+            TxError::AtCommit(e) => {
+                tracing::warn!(error = %e, "commit failed; reopening the database");
+                self.discard().await;
+            }
+        }
+    }
+
+    async fn discard(&mut self) {
+        if let Some(connection) = self.slot.take() {
+            close(connection).await;
+        }
+    }
+}
+
+async fn close(connection: SqliteConnection) {
+    // What a connection says on its way out changes nothing any more: what was committed is in the file.
+    if let Err(e) = connection.close().await {
+        tracing::debug!(error = %e, "closing a database connection");
+    }
+}
