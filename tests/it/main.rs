@@ -1,2 +1,4 @@
-//! Placeholder.
+//! Integration tests: real servers and workers in this process, real stores beside it.
 
+mod run;
+mod stores;

@@ -22,6 +22,8 @@ const SWEEP_US: u64 = 1_000_000;
 const LEASE: Duration = Duration::from_secs(6);
 /// Faults stop here.
 const HEAL_US: u64 = 60_000_000;
+/// From then on, workers come back with another build so often.
+const DEPLOY_US: u64 = 30_000_000;
 /// Every run has to be closed by then.
 const END_US: u64 = 400_000_000;
 /// A world that does this much makes no progress.
@@ -103,6 +105,8 @@ enum Coming {
     Client { client: usize },
     LateCommit { append: Box<Append> },
     Hint { hint: TaskHint },
+    /// Every worker comes back with another build: what was blocked as poison is tried again.
+    Deploy,
 }
 
 struct NodeSeat {
@@ -184,6 +188,9 @@ impl World {
         for i in 0..1 + world.dice.below(3) as usize {
             world.workers.push(WorkerSeat { worker: None, life: 0, node: 0, link: 0, stalled_until: 0 });
             world.at(10, Coming::ReviveWorker { worker: i });
+        }
+        for n in 0..3 {
+            world.at(HEAL_US + n * DEPLOY_US, Coming::Deploy);
         }
         for i in 0..1 + world.dice.below(6) as usize {
             let (program, fate) = (world.dice.number() >> 1, world.dice.below(8));
@@ -302,6 +309,13 @@ impl World {
                 self.soon(Coming::Connect { worker, life });
             }
             Coming::Client { client } => self.client(client),
+            Coming::Deploy => {
+                for worker in 0..self.workers.len() {
+                    if self.workers[worker].link != 0 {
+                        self.cut(worker);
+                    }
+                }
+            }
             Coming::LateCommit { append } => {
                 self.store.append_sync(vec![*append]);
             }
@@ -373,7 +387,10 @@ impl World {
         let hello = Hello {
             namespace: "default".into(),
             task_queues: vec!["default".into()],
-            worker: everstep_core::WorkerInfo { identity: format!("w{worker}"), build_id: "sim".into() },
+            worker: everstep_core::WorkerInfo {
+                identity: format!("w{worker}"),
+                build_id: format!("build {}", now.saturating_sub(HEAL_US - DEPLOY_US) / DEPLOY_US),
+            },
             run_slots: 4,
             resume: w.session,
             held: w.held(),

@@ -2,4 +2,5 @@
 //!
 //! What is *not* here: the tests themselves (`it/`, `sim/`).
 
+pub mod cluster;
 pub mod servers;

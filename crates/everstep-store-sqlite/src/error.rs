@@ -23,7 +23,9 @@ pub(crate) fn before_commit(e: &sqlx::Error) -> Error {
     let text = e.to_string();
     match e {
         sqlx::Error::Database(_) => match primary_code(e) {
-            Some(BUSY | LOCKED) => Error::Unavailable(format!("another program has locked the database: {text}")),
+            Some(BUSY | LOCKED) => {
+                Error::Unavailable(format!("another program has locked the database: {text}"))
+            }
             Some(FULL | NOMEM) => Error::Exhausted(text),
             Some(CORRUPT | NOTADB) => Error::Corrupt(text),
             Some(PERM | READONLY | IOERR | CANTOPEN | AUTH) => Error::Unavailable(text),
@@ -33,7 +35,9 @@ pub(crate) fn before_commit(e: &sqlx::Error) -> Error {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Error::Unavailable(text),
-        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::RowNotFound => Error::Corrupt(text),
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::RowNotFound => {
+            Error::Corrupt(text)
+        }
         _ => Error::Refused(text),
     }
 }

@@ -18,9 +18,8 @@ impl FileLock {
     /// [`Error::Unavailable`] when another store holds it, or the folder cannot be written.
     pub(crate) fn take(database: &Path) -> Result<Self, Error> {
         let path = beside(database);
-        let failed = |e: &dyn std::fmt::Display| {
-            Error::Unavailable(format!("cannot lock {}: {e}", path.display()))
-        };
+        let failed =
+            |e: &dyn std::fmt::Display| Error::Unavailable(format!("cannot lock {}: {e}", path.display()));
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)

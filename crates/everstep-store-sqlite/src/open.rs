@@ -7,7 +7,9 @@ use std::time::Duration as StdDuration;
 
 use everstep_store::Error;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{ConnectOptions, SqliteConnection};
 
 use crate::clock::Clock;
@@ -40,7 +42,6 @@ pub(crate) struct Inner {
     pub(crate) writer: Option<Arc<Writer>>,
     pub(crate) readers: SqlitePool,
     pub(crate) clock: Clock,
-    _lock: Option<FileLock>,
 }
 
 impl SqliteStore {
@@ -67,10 +68,9 @@ impl SqliteStore {
         MIGRATIONS.run(&mut connection).await.map_err(|e| migration_error(&path, &e))?;
         Ok(Self {
             inner: Arc::new(Inner {
-                writer: Some(Arc::new(Writer::new(options, connection))),
+                writer: Some(Arc::new(Writer::new(options, connection, lock))),
                 readers: readers(&path),
                 clock: Clock::default(),
-                _lock: Some(lock),
             }),
         })
     }
@@ -90,7 +90,7 @@ impl SqliteStore {
             options(&path).read_only(true).connect().await.map_err(|e| cannot_open(&path, &e))?;
         check_version(&mut connection).await?;
         check_migrated(&path, &mut connection).await?;
-        let inner = Inner { writer: None, readers: readers(&path), clock: Clock::default(), _lock: None };
+        let inner = Inner { writer: None, readers: readers(&path), clock: Clock::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -213,9 +213,9 @@ fn migration_error(path: &Path, e: &MigrateError) -> Error {
     let path = path.display();
     match e {
         MigrateError::VersionMissing(version) => newer(&path, *version),
-        MigrateError::VersionMismatch(version) => {
-            Error::Schema(format!("migration {version} of {path} is not this binary's: another build made it"))
-        }
+        MigrateError::VersionMismatch(version) => Error::Schema(format!(
+            "migration {version} of {path} is not this binary's: another build made it"
+        )),
         MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => match before_commit(e) {
             Error::Refused(text) => Error::Schema(format!("cannot bring {path} up to date: {text}")),
             other => other,

@@ -6,7 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{Arguments, AssertSqlSafe, Encode, Sqlite, SqlStr, SqlSafeStr, Type};
+use sqlx::{Arguments, AssertSqlSafe, Encode, SqlSafeStr, SqlStr, Sqlite, Type};
 
 /// Most rows in one statement.
 pub(crate) const ROWS_MAX: usize = 32;

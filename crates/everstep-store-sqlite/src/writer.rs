@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::error::{at_commit, before_commit};
+use crate::lock::FileLock;
 
 /// Work inside a transaction.
 pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'c>>;
@@ -19,6 +20,8 @@ pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>
 pub(crate) struct Writer {
     options: SqliteConnectOptions,
     connection: Mutex<Option<SqliteConnection>>,
+    /// Let go of after the connection: writing tasks keep both.
+    _lock: FileLock,
 }
 
 /// Where a transaction failed.
@@ -40,8 +43,8 @@ impl TxError {
 }
 
 impl Writer {
-    pub(crate) fn new(options: SqliteConnectOptions, connection: SqliteConnection) -> Self {
-        Self { options, connection: Mutex::new(Some(connection)) }
+    pub(crate) fn new(options: SqliteConnectOptions, connection: SqliteConnection, lock: FileLock) -> Self {
+        Self { options, connection: Mutex::new(Some(connection)), _lock: lock }
     }
 
     /// Waits for the connection, and opens a new one if the last was thrown away.
@@ -77,7 +80,8 @@ impl Writer {
                 }
             }
         });
-        task.await.unwrap_or_else(|e| Err(Error::OutcomeUnknown(format!("the writing task ended early: {e}"))))
+        task.await
+            .unwrap_or_else(|e| Err(Error::OutcomeUnknown(format!("the writing task ended early: {e}"))))
     }
 
     /// Closes the connection; the next user would open another.

@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use everstep_core::{
-    Duration, Event, NodeId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId, Timer, TimerKey, Timestamp,
-    Write,
+    Duration, Event, NodeId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId, Timer, TimerKey,
+    Timestamp, Write,
 };
 
 use crate::{
-    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, Namespace, PageToken, RunAppend, RunFilter, RunRecord,
-    RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
+    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, Namespace, PageToken, RunAppend, RunFilter,
+    RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
 };
 
 /// Payload bytes of one page of events, beyond which the page ends.
@@ -97,7 +97,8 @@ impl MemoryStore {
     pub fn find_start_sync(&self, namespace: &str, workflow_id: &str, request_id: &str) -> StartRecord {
         let tables = self.lock();
         let key = (namespace.to_owned(), workflow_id.to_owned());
-        let current = tables.workflow_ids.get(&key).and_then(|run| Some((*run, tables.runs.get(run)?.status)));
+        let current =
+            tables.workflow_ids.get(&key).and_then(|run| Some((*run, tables.runs.get(run)?.status)));
         let request = tables.start_requests.get(&(key.0, key.1, request_id.to_owned())).copied();
         StartRecord { current, request }
     }
@@ -155,7 +156,8 @@ impl MemoryStore {
     pub fn close_expired_sessions_sync(&self, limit: usize) -> Vec<SessionId> {
         let now = (self.clock)();
         let mut tables = self.lock();
-        let expired = tables.sessions.iter_mut().filter(|(_, (_, until, closed))| !closed && *until < now).take(limit);
+        let expired =
+            tables.sessions.iter_mut().filter(|(_, (_, until, closed))| !closed && *until < now).take(limit);
         expired
             .map(|(id, (_, _, closed))| {
                 *closed = true;
@@ -189,7 +191,8 @@ impl MemoryStore {
                 *claimed = now.after(claim);
             }
         }
-        let next = tables.timers.values().filter(|(at, claimed)| *at > now && free(claimed)).map(|t| t.0).min();
+        let next =
+            tables.timers.values().filter(|(at, claimed)| *at > now && free(claimed)).map(|t| t.0).min();
         ClaimedTimers { due: due.into_iter().map(|(_, run, key)| (run, key)).collect(), next, now }
     }
 
@@ -230,7 +233,9 @@ impl MemoryStore {
         let tables = self.lock();
         let here = |run: &RunId| {
             let owner = tables.runs.get(run).and_then(|r| r.owner);
-            owner.and_then(|o| tables.sessions.get(&o)).is_some_and(|(s, _, closed)| s.node_id == node && !closed)
+            owner
+                .and_then(|o| tables.sessions.get(&o))
+                .is_some_and(|(s, _, closed)| s.node_id == node && !closed)
         };
         let stale = tables.wakes.iter().filter(|((run, _), at)| at.after(age) < now && here(run));
         stale.map(|(key, _)| *key).take(limit).collect()
@@ -281,7 +286,8 @@ impl Tables {
     fn refuse(&self, append: &RunAppend) -> Option<Verdict> {
         if let Some(claim) = &append.start {
             let key = (claim.namespace.clone(), claim.workflow_id.clone());
-            let requested = self.start_requests.contains_key(&(key.0.clone(), key.1.clone(), claim.request_id.clone()));
+            let requested =
+                self.start_requests.contains_key(&(key.0.clone(), key.1.clone(), claim.request_id.clone()));
             if requested || self.workflow_ids.get(&key).copied() != claim.expected {
                 return Some(Verdict::Conflict);
             }
@@ -327,7 +333,9 @@ impl Tables {
                 Write::WakeSet { seq } => {
                     self.wakes.insert((run_id, *seq), now);
                 }
-                Write::WakesDeleted { up_to } => self.wakes.retain(|(run, seq), _| *run != run_id || seq > up_to),
+                Write::WakesDeleted { up_to } => {
+                    self.wakes.retain(|(run, seq), _| *run != run_id || seq > up_to)
+                }
             }
         }
     }
@@ -356,7 +364,12 @@ impl Catalog for MemoryStore {
         Ok(tables.runs.get(&run).map(|row| RunRecord { row: row.clone(), tail_seq }))
     }
 
-    async fn find_start(&self, namespace: &str, workflow_id: &str, request_id: &str) -> Result<StartRecord, Error> {
+    async fn find_start(
+        &self,
+        namespace: &str,
+        workflow_id: &str,
+        request_id: &str,
+    ) -> Result<StartRecord, Error> {
         Ok(self.find_start_sync(namespace, workflow_id, request_id))
     }
 
@@ -426,7 +439,12 @@ impl Sessions for MemoryStore {
         Ok(self.close_expired_sessions_sync(limit))
     }
 
-    async fn owned_runs(&self, session: SessionId, after: Option<RunId>, limit: usize) -> Result<Vec<RunId>, Error> {
+    async fn owned_runs(
+        &self,
+        session: SessionId,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunId>, Error> {
         Ok(self.owned_runs_sync(session, after, limit))
     }
 }
@@ -437,7 +455,11 @@ impl Sweep for MemoryStore {
         Ok(self.claim_timers_sync(limit, claim))
     }
 
-    async fn claim_tasks(&self, queues: Option<&[QueueKey]>, limit: usize) -> Result<Vec<(RunId, QueueKey)>, Error> {
+    async fn claim_tasks(
+        &self,
+        queues: Option<&[QueueKey]>,
+        limit: usize,
+    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
         Ok(self.claim_tasks_sync(queues, limit))
     }
 
@@ -445,7 +467,12 @@ impl Sweep for MemoryStore {
         Ok(self.lost_runs_sync(limit))
     }
 
-    async fn stale_wakes(&self, node: NodeId, age: Duration, limit: usize) -> Result<Vec<(RunId, Seq)>, Error> {
+    async fn stale_wakes(
+        &self,
+        node: NodeId,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<(RunId, Seq)>, Error> {
         Ok(self.stale_wakes_sync(node, age, limit))
     }
 

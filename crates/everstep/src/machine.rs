@@ -136,7 +136,10 @@ impl Machine {
             started_at: DateTime::from_timestamp_micros(at.as_micros()).unwrap_or_default(),
         };
         let shared = Arc::new(Shared::new(info, start.seed, at));
-        let future = workflow(Ctx::new(Arc::clone(&shared)), start.input.clone());
+        let future = {
+            let _polled = shared.enter();
+            workflow(Ctx::new(Arc::clone(&shared)), start.input.clone())
+        };
         let detector = Arc::new(Detector::default());
         let waker = Waker::from(Arc::clone(&detector));
         Self {
@@ -242,7 +245,10 @@ impl Machine {
         for _ in 0..POLLS_MAX {
             let wakes = self.detector.wakes.load(Ordering::Relaxed);
             let mut cx = Context::from_waker(&self.waker);
-            let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
+            let polled = {
+                let _polled = self.shared.enter();
+                catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)))
+            };
             match polled {
                 Err(panic) => {
                     self.future = None;

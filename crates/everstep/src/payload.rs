@@ -1,6 +1,6 @@
 //! Values of users as payloads: JSON.
 
-use everstep_core::Payload;
+use everstep_core::{Payload, limits};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -10,6 +10,16 @@ use serde::de::DeserializeOwned;
 /// What serde says: a map with keys that are not strings, or a custom `Serialize` that fails.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Payload, serde_json::Error> {
     serde_json::to_vec(value).map(Payload::json)
+}
+
+/// As [`encode`], and refuses what the server would refuse; gives the kind of failure and its text.
+pub(crate) fn encode_checked<T: Serialize + ?Sized>(value: &T) -> Result<Payload, (&'static str, String)> {
+    let payload = encode(value).map_err(|e| ("Payload", e.to_string()))?;
+    let (size, limit) = (payload.data.len(), limits::PAYLOAD_BYTES_MAX);
+    if size > limit {
+        return Err(("PayloadTooLarge", format!("the value takes {size} bytes, the limit is {limit}")));
+    }
+    Ok(payload)
 }
 
 /// Decodes a JSON payload. An empty payload reads as JSON `null`.

@@ -1,8 +1,8 @@
 //! Events, both ways.
 
 use everstep_core::{
-    Actor, BlockKind, Blocked, DetachReason, Event, EventBody, OpId, RunStarted, TimerKey, TimerKind,
-    TraceContext,
+    Actor, BlockKind, Blocked, DetachReason, Event, EventBody, Failure, OpId, RunStarted, TimerKey,
+    TimerKind, TraceContext,
 };
 
 use super::value::encode_failure_bare;
@@ -87,7 +87,6 @@ fn decode_actor(text: &str) -> Result<Actor, InvalidMessage> {
 /// `None` for an ignored event: what it held is not known here.
 fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
     let payload = |p| (!omit).then(|| encode_payload(p));
-    let failure = |f| Some(if omit { encode_failure_bare(f) } else { encode_failure(f) });
     Some(match body {
         EventBody::RunStarted(started) => Attributes::RunStarted(encode_started(started, omit)),
         EventBody::WorkerAttached { session, worker } => {
@@ -97,29 +96,8 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
             })
         }
         EventBody::WorkerDetached { reason } => Attributes::WorkerDetached(encode_detached(reason)),
-        EventBody::StepStarted { step, name, attempt } => Attributes::StepStarted(history::StepStarted {
-            step_id: step.0,
-            name: name.clone(),
-            attempt: *attempt,
-        }),
-        EventBody::StepCompleted { step, name, attempt, elapsed, result } => {
-            Attributes::StepCompleted(history::StepCompleted {
-                step_id: step.0,
-                name: name.clone(),
-                attempt: *attempt,
-                elapsed: Some(encode_duration(*elapsed)),
-                result: payload(result),
-            })
-        }
-        EventBody::StepFailed { step, name, attempt, elapsed, failure: why, retry_at } => {
-            Attributes::StepFailed(history::StepFailed {
-                step_id: step.0,
-                name: name.clone(),
-                attempt: *attempt,
-                elapsed: Some(encode_duration(*elapsed)),
-                failure: failure(why),
-                retry_at: retry_at.map(encode_timestamp),
-            })
+        EventBody::StepStarted { .. } | EventBody::StepCompleted { .. } | EventBody::StepFailed { .. } => {
+            return encode_step(body, omit);
         }
         EventBody::TimerStarted { timer, fire_at } => Attributes::TimerStarted(history::TimerStarted {
             timer_id: timer.0,
@@ -150,7 +128,7 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
             unconsumed: unconsumed.clone(),
         }),
         EventBody::RunFailed { failure: why, unconsumed } => Attributes::RunFailed(history::RunFailed {
-            failure: failure(why),
+            failure: encode_why(why, omit),
             unconsumed: unconsumed.clone(),
         }),
         EventBody::RunCanceled { details } => {
@@ -162,6 +140,41 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
         EventBody::RunTimedOut => Attributes::RunTimedOut(history::RunTimedOut {}),
         EventBody::Ignored { kind: _ } => return None,
     })
+}
+
+/// The kinds that are about a step; `None` for any other.
+fn encode_step(body: &EventBody, omit: bool) -> Option<Attributes> {
+    Some(match body {
+        EventBody::StepStarted { step, name, attempt } => Attributes::StepStarted(history::StepStarted {
+            step_id: step.0,
+            name: name.clone(),
+            attempt: *attempt,
+        }),
+        EventBody::StepCompleted { step, name, attempt, elapsed, result } => {
+            Attributes::StepCompleted(history::StepCompleted {
+                step_id: step.0,
+                name: name.clone(),
+                attempt: *attempt,
+                elapsed: Some(encode_duration(*elapsed)),
+                result: (!omit).then(|| encode_payload(result)),
+            })
+        }
+        EventBody::StepFailed { step, name, attempt, elapsed, failure, retry_at } => {
+            Attributes::StepFailed(history::StepFailed {
+                step_id: step.0,
+                name: name.clone(),
+                attempt: *attempt,
+                elapsed: Some(encode_duration(*elapsed)),
+                failure: encode_why(failure, omit),
+                retry_at: retry_at.map(encode_timestamp),
+            })
+        }
+        _ => return None,
+    })
+}
+
+fn encode_why(failure: &Failure, omit: bool) -> Option<history::Failure> {
+    Some(if omit { encode_failure_bare(failure) } else { encode_failure(failure) })
 }
 
 fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
@@ -190,21 +203,7 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
                 result: decode_payload(result),
             }
         }
-        Attributes::StepFailed(history::StepFailed {
-            step_id,
-            name,
-            attempt,
-            elapsed,
-            failure,
-            retry_at,
-        }) => EventBody::StepFailed {
-            step: OpId(step_id),
-            name,
-            attempt,
-            elapsed: decode_duration("step_failed.elapsed", elapsed.unwrap_or_default())?,
-            failure: decode_failure("step_failed.failure", failure)?,
-            retry_at: retry_at.map(|at| decode_timestamp("step_failed.retry_at", at)).transpose()?,
-        },
+        Attributes::StepFailed(failed) => decode_step_failed(failed).map_err(|e| e.within("step_failed"))?,
         Attributes::TimerStarted(history::TimerStarted { timer_id, fire_at }) => {
             let fire_at = fire_at.ok_or_else(|| InvalidMessage::missing("timer_started.fire_at"))?;
             EventBody::TimerStarted {
@@ -237,6 +236,18 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
         Attributes::RunCanceled(history::RunCanceled { details }) => EventBody::RunCanceled { details },
         Attributes::RunTerminated(history::RunTerminated { reason }) => EventBody::RunTerminated { reason },
         Attributes::RunTimedOut(history::RunTimedOut {}) => EventBody::RunTimedOut,
+    })
+}
+
+fn decode_step_failed(wire: history::StepFailed) -> Result<EventBody, InvalidMessage> {
+    let history::StepFailed { step_id, name, attempt, elapsed, failure, retry_at } = wire;
+    Ok(EventBody::StepFailed {
+        step: OpId(step_id),
+        name,
+        attempt,
+        elapsed: decode_duration("elapsed", elapsed.unwrap_or_default())?,
+        failure: decode_failure("failure", failure)?,
+        retry_at: retry_at.map(|at| decode_timestamp("retry_at", at)).transpose()?,
     })
 }
 

@@ -19,6 +19,16 @@ const READ_EVENTS: usize = 500;
 /// A response is closed once it has this many bytes.
 const RESPONSE_BYTES: usize = 1 << 20;
 
+/// Which part of a history.
+pub(super) struct Wanted {
+    /// Events with a greater seq.
+    pub(super) after: Seq,
+    /// Also those that are still to come.
+    pub(super) follow: bool,
+    /// Most events; 0 for no limit.
+    pub(super) limit: u64,
+}
+
 /// Reads one run's history for one caller. It reads no further than the caller does.
 pub(super) struct Reader {
     engine: Engine,
@@ -36,11 +46,10 @@ impl Reader {
     pub(super) fn new(
         engine: &Engine,
         record: &RunRecord,
-        after: Seq,
-        follow: bool,
-        limit: u64,
+        wanted: Wanted,
         draining: CancellationToken,
     ) -> Self {
+        let Wanted { after, follow, limit } = wanted;
         let run = record.row.run_id;
         let open = !record.row.status.is_closed();
         Self {

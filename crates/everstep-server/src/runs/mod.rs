@@ -6,7 +6,7 @@ mod request;
 use std::pin::Pin;
 use std::time::Duration;
 
-use everstep_core::{CommandBody, limits};
+use everstep_core::{CommandBody, RunId, RunStatus, limits};
 use everstep_engine::{Closed, Engine, RunSelector};
 use everstep_proto::api::{self, run_service_server::RunService};
 use everstep_proto::trace;
@@ -34,6 +34,10 @@ pub(crate) struct RunApi {
 impl RunApi {
     async fn resolve(&self, selector: &RunSelector) -> Result<RunRecord, Status> {
         self.engine.resolve(selector).await.map_err(|e| status::of_engine(&e))
+    }
+
+    async fn wait_closed(&self, run: RunId, wait: Duration) -> Result<Option<Closed>, Status> {
+        self.engine.wait_closed(run, wait).await.map_err(|e| status::of_engine(&e))
     }
 
     /// Carries out a request to an existing run.
@@ -121,8 +125,8 @@ impl RunService for RunApi {
                 problem,
             )]));
         }
-        let reader =
-            history::Reader::new(&self.engine, &record, after_seq, follow, limit, self.draining.clone());
+        let wanted = history::Wanted { after: after_seq, follow, limit };
+        let reader = history::Reader::new(&self.engine, &record, wanted, self.draining.clone());
         Ok(Response::new(Box::pin(reader.stream())))
     }
 
@@ -168,28 +172,29 @@ impl RunService for RunApi {
             wait = wait.min(left.saturating_sub(ANSWER_MARGIN.min(left / 4)));
         }
         let run_id = self.resolve(&selector).await?.row.run_id;
-        let closed = tokio::select! {
-            closed = self.engine.wait_closed(run_id, wait) => closed.map_err(|e| status::of_engine(&e))?,
+        let mut closed = tokio::select! {
+            closed = self.wait_closed(run_id, wait) => closed?,
             // The caller asks again, and finds another node.
             () = self.draining.cancelled() => None,
         };
-        if let Some(Closed { status, result, failure }) = closed {
-            return Ok(Response::new(api::GetResultResponse {
-                run_id: run_id.to_string(),
-                status: encode_run_status(status).into(),
-                result: failure.is_none().then(|| encode_payload(&result)),
-                failure: failure.as_ref().map(encode_failure),
-            }));
+        let mut open = RunStatus::Running;
+        if closed.is_none() {
+            let now = self.engine.store().get_run(run_id).await.map_err(|e| status::of_store(&e))?;
+            open = now.map_or(RunStatus::Running, |record| record.row.status);
+            if open.is_closed() {
+                // It ended in this very moment.
+                closed = self.wait_closed(run_id, Duration::ZERO).await?;
+                open = RunStatus::Running;
+            }
         }
-        let now = self.engine.store().get_run(run_id).await.map_err(|e| status::of_store(&e))?;
-        let row = now.ok_or_else(|| status::of(reason::RUN_NOT_FOUND, format!("no run '{run_id}'")))?.row;
-        // It may have ended this very moment: then the next call says how.
-        let open = if row.status.is_closed() { everstep_core::RunStatus::Running } else { row.status };
-        Ok(Response::new(api::GetResultResponse {
-            run_id: run_id.to_string(),
-            status: encode_run_status(open).into(),
-            result: None,
-            failure: None,
-        }))
+        let (status, result, failure) = match closed {
+            Some(Closed { status, result, failure: None }) => (status, Some(encode_payload(&result)), None),
+            Some(Closed { status, failure: Some(failure), .. }) => {
+                (status, None, Some(encode_failure(&failure)))
+            }
+            None => (open, None, None),
+        };
+        let status = encode_run_status(status).into();
+        Ok(Response::new(api::GetResultResponse { run_id: run_id.to_string(), status, result, failure }))
     }
 }

@@ -19,7 +19,7 @@ const WRITE_WAIT: Duration = Duration::from_secs(20);
 /// How long the engine may take to open a session.
 const WELCOME_WAIT: Duration = Duration::from_secs(15);
 /// How long a worker that has said goodbye is still sent what is on its way.
-const GOODBYE_WAIT: Duration = Duration::from_secs(10);
+const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// A stream whose Hello was accepted.
 pub(super) struct Session {
@@ -80,7 +80,6 @@ async fn read(
     mut messages: VecDeque<api::WorkerMessage>,
     link: &WorkerLink,
 ) -> End {
-    let mut goodbye = false;
     loop {
         for (index, message) in messages.drain(..).enumerate() {
             let message = match decode(message) {
@@ -89,18 +88,19 @@ async fn read(
                     return End::Invalid(status::of_invalid(error.within(&format!("messages[{index}]"))));
                 }
             };
-            goodbye |= matches!(message, WorkerIn::Goodbye);
+            let goodbye = matches!(message, WorkerIn::Goodbye);
             if link.to_engine.send(message).await.is_err() {
                 return End::LetGo;
+            }
+            if goodbye {
+                // The writing half ends the stream as soon as the engine has let go; what a worker sends
+                // after its goodbye does not count.
+                tokio::time::sleep(GOODBYE_WAIT).await;
+                return End::Closed;
             }
         }
         match inbound.message().await {
             Ok(Some(frame)) => messages = frame.messages.into(),
-            Ok(None) if goodbye => {
-                // The other half ends the stream once the engine has answered.
-                tokio::time::sleep(GOODBYE_WAIT).await;
-                return End::Gone;
-            }
             Ok(None) => return End::Gone,
             Err(error) => return status::of_framework(&error).map_or(End::Gone, End::Invalid),
         }
@@ -157,3 +157,6 @@ async fn write(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

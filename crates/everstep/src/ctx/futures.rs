@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use everstep_core::OpId;
+use everstep_core::{OpId, limits};
 use everstep_core::replay::OpKind;
 use serde::de::DeserializeOwned;
 
@@ -25,6 +25,8 @@ pub struct Sleep {
 
 impl Sleep {
     pub(super) fn build(shared: Arc<Shared>, delay: Duration, source: &'static Location<'static>) -> Self {
+        shared.check_polled(source);
+        let delay = delay.min(limits::DURATION_MAX.to_std());
         let id = {
             let mut state = shared.lock();
             let id = state.replay.build(OpKind::Timer, source);

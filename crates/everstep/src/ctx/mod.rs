@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 pub use futures::{Canceled, Signal, Sleep};
-pub(crate) use state::{OpState, Shared, StepOp, TimerOp};
+pub(crate) use state::{CtxMisuse, OpState, Shared, StepOp, TimerOp};
 pub(crate) use step::STEP_INFO;
 pub use step::{Step, StepInfo, step_info};
 
@@ -103,12 +103,16 @@ impl Ctx {
     }
 
     /// A random number that is the same under replay.
+    #[track_caller]
     pub fn random(&self) -> u64 {
+        self.shared.check_polled(Location::caller());
         self.shared.lock().random()
     }
 
     /// A random (version 4) UUID that is the same under replay.
+    #[track_caller]
     pub fn uuid(&self) -> Uuid {
+        self.shared.check_polled(Location::caller());
         let mut state = self.shared.lock();
         let bits = (u128::from(state.random()) << 64) | u128::from(state.random());
         uuid::Builder::from_u128(bits).with_variant(uuid::Variant::RFC4122).with_version(uuid::Version::Random).into_uuid()
@@ -116,7 +120,9 @@ impl Ctx {
 
     /// The idempotency key of the *next* step that is built: stable per run and step, the same for every
     /// attempt and under replay. Inside a step, [`step_info`] has it too.
+    #[track_caller]
     pub fn idempotency_key(&self) -> String {
+        self.shared.check_polled(Location::caller());
         let next = self.shared.lock().replay.len() + 1;
         key(self.shared.info.run_id, OpId(u32::try_from(next).unwrap_or(u32::MAX)))
     }

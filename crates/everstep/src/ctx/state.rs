@@ -1,14 +1,16 @@
 //! What a workflow's futures share with the machine that polls them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::cell::Cell;
 use std::fmt;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use everstep_core::replay::Replay;
-use everstep_core::{Failure, OpId, Payload, RetryPolicy, Seq, Timestamp};
+use everstep_core::{Failure, OpId, Payload, RetryPolicy, Seq, Timestamp, validate_name};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -16,6 +18,30 @@ use super::RunInfo;
 
 /// An attempt of a step, to be run.
 pub(crate) type Attempt = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>;
+
+thread_local! {
+    /// The run whose code this thread runs at the moment; 0 for none.
+    static POLLED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// See [`Shared::enter`].
+pub(crate) struct Polled(usize);
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        POLLED.set(self.0);
+    }
+}
+
+/// The ctx was used outside the workflow's own code: what a panic there carries.
+#[derive(Debug)]
+pub(crate) struct CtxMisuse(&'static Location<'static>);
+
+impl fmt::Display for CtxMisuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ctx was used at {} inside a step or another task: only the workflow's own code may use it", self.0)
+    }
+}
 
 /// One run's state and what never changes about it.
 #[derive(Debug)]
@@ -39,6 +65,18 @@ impl Shared {
                 at,
                 rng: ChaCha8Rng::seed_from_u64(seed),
             }),
+        }
+    }
+
+    /// Marks this run's code as the one that the calling thread runs, until the guard is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Polled {
+        Polled(POLLED.replace(Arc::as_ptr(self) as usize))
+    }
+
+    /// What a step's closure or a spawned task builds would be numbered at random.
+    pub(crate) fn check_polled(self: &Arc<Self>, source: &'static Location<'static>) {
+        if POLLED.get() != Arc::as_ptr(self) as usize {
+            std::panic::panic_any(CtxMisuse(source));
         }
     }
 
@@ -93,6 +131,14 @@ pub(crate) struct StepOp {
 impl fmt::Debug for StepOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StepOp").field("name", &self.name).field("outcome", &self.outcome).finish_non_exhaustive()
+    }
+}
+
+impl StepOp {
+    /// Why the server would refuse this step. It depends on the code alone, so replay says the same.
+    pub(crate) fn unfit(&self) -> Option<Failure> {
+        let refused = validate_name("step name", &self.name).and_then(|()| self.policy.validate()).err()?;
+        Some(Failure::new("InvalidStep", refused.to_string()).non_retryable())
     }
 }
 

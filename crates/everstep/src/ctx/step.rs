@@ -74,9 +74,10 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Step<T> {
             let running = closure();
             Box::pin(async move {
                 let value = running.await.map_err(|e| e.0)?;
-                payload::encode(&value).map_err(|e| Failure::new("Payload", e.to_string()).non_retryable())
+                payload::encode_checked(&value).map_err(|(kind, problem)| Failure::new(kind, problem).non_retryable())
             })
         });
+        shared.check_polled(source);
         let id = {
             let mut state = shared.lock();
             let id = state.replay.build(step_kind(&name), source);
@@ -136,6 +137,9 @@ impl<T: DeserializeOwned> Future for Step<T> {
             })),
             Some(Err(failure)) => Poll::Ready(Err(StepFailed { step: name(), failure: failure.clone() })),
             None => {
+                if let Some(failure) = step.unfit() {
+                    return Poll::Ready(Err(StepFailed { step: name(), failure }));
+                }
                 if !step.requested {
                     step.requested = true;
                     state.fresh.push(id);

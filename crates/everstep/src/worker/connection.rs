@@ -51,6 +51,7 @@ struct Session {
     heartbeats: HashMap<u64, Instant>,
     next_heartbeat: u64,
     ended: mpsc::UnboundedSender<(RunId, Epoch)>,
+    draining: bool,
 }
 
 enum Ended {
@@ -75,6 +76,7 @@ pub(super) async fn work(settings: Arc<Settings>, stop: impl Future<Output = ()>
         heartbeats: HashMap::new(),
         next_heartbeat: 0,
         ended,
+        draining: false,
         settings,
     };
     let mut tries = 0;
@@ -122,6 +124,8 @@ impl Session {
         mut stop: std::pin::Pin<&mut (impl Future<Output = ()> + Send)>,
         ended: &mut mpsc::UnboundedReceiver<(RunId, Epoch)>,
     ) -> Ended {
+        // What the lost stream left half sent comes again whole.
+        self.partial.clear();
         let (to_stream, messages) = mpsc::unbounded_channel();
         let _ = to_stream.send(worker_message::Message::Hello(self.hello()));
         let hello_sent = Instant::now();
@@ -153,7 +157,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = stop.as_mut() => {
-                    self.drain(&mut stream).await;
+                    self.drain(&mut stream, ended).await;
                     return Ended::Stopped;
                 }
                 _ = heartbeat.tick() => {
@@ -194,6 +198,7 @@ impl Session {
             held: self
                 .runs
                 .iter()
+                .filter(|(_, held)| !held.task.is_finished())
                 .map(|(run, held)| api::HeldRun {
                     run_id: run.to_string(),
                     epoch: held.epoch,
@@ -305,6 +310,9 @@ impl Session {
             return self.outbox.send(worker_message::Message::NeedHistory(need));
         }
         let (to_run, messages) = mpsc::unbounded_channel();
+        if self.draining {
+            let _ = to_run.send(RunMessage::Drain);
+        }
         let seen = Arc::new(AtomicU64::new(0));
         let task = RunTask::new(
             run,
@@ -345,28 +353,37 @@ impl Session {
         }
     }
 
-    /// Lets running steps finish, gives back what is unfinished, and says goodbye.
-    async fn drain(&mut self, stream: &mut tonic::Streaming<api::ConnectResponse>) {
+    /// Lets running steps finish, gives back what is unfinished, and says goodbye. The lease goes on
+    /// meanwhile: without it the last results would be refused.
+    async fn drain(
+        &mut self,
+        stream: &mut tonic::Streaming<api::ConnectResponse>,
+        ended: &mut mpsc::UnboundedReceiver<(RunId, Epoch)>,
+    ) {
+        self.draining = true;
         for held in self.runs.values() {
             let _ = held.to_run.send(RunMessage::Drain);
         }
-        let grace = self.settings.grace;
-        let all_ended = async {
-            while self.runs.values().any(|held| !held.task.is_finished()) {
-                match stream.message().await {
+        let mut grace = std::pin::pin!(tokio::time::sleep(self.settings.grace));
+        let mut heartbeat = tokio::time::interval(self.lease.length() / 3);
+        while !self.runs.is_empty() {
+            tokio::select! {
+                biased;
+                () = grace.as_mut() => {
+                    tracing::warn!("steps still run at the end of the grace: they are given up");
+                    break;
+                }
+                _ = heartbeat.tick() => self.heartbeat(),
+                Some((run, epoch)) = ended.recv() => self.run_ended(run, epoch),
+                frame = stream.message() => match frame {
                     Ok(Some(frame)) => {
                         if self.frame(frame).is_err() {
-                            return;
+                            break;
                         }
-                        // The tasks end a moment after their last event.
-                        tokio::task::yield_now().await;
                     }
-                    _ => return,
-                }
+                    _ => break,
+                },
             }
-        };
-        if tokio::time::timeout(grace, all_ended).await.is_err() {
-            tracing::warn!("steps still run at the end of the grace: they are given up");
         }
         self.runs.clear();
         self.outbox.send(worker_message::Message::Goodbye(api::Goodbye {}));

@@ -35,6 +35,14 @@ impl Lease {
         micros(self.origin.elapsed()) >= self.until.load(Ordering::Acquire)
     }
 
+    /// Waits until the lease is over, however often it is renewed meanwhile.
+    pub(super) async fn over(&self) {
+        while !self.is_over() {
+            let left = self.until.load(Ordering::Acquire).saturating_sub(micros(self.origin.elapsed()));
+            tokio::time::sleep(Duration::from_micros(left)).await;
+        }
+    }
+
     /// Nothing is started in the last tenth: its first effect could come after the end.
     pub(super) fn may_start(&self) -> bool {
         let margin = self.length.load(Ordering::Acquire) / 10;

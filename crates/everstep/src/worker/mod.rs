@@ -189,7 +189,10 @@ where
         match payload::decode::<I>(&input) {
             Ok(input) => {
                 let running = workflow(ctx, input);
-                Box::pin(async move { Ok(payload::encode(&running.await?)?) })
+                Box::pin(async move {
+                    let value = running.await?;
+                    payload::encode_checked(&value).map_err(|(kind, problem)| WorkflowError::new(kind, problem))
+                })
             }
             Err(e) => {
                 let error = WorkflowError::new("Payload", format!("the input is not of the workflow's type: {e}"));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use everstep_core::{
     BlockKind, Blocked, CommitCommand, DetachReason, Epoch, Event, EventBody, Failure, OpId, Payload, RetryPolicy,
-    RunId, WorkerCommit,
+    RunId, Seq, WorkerCommit, limits,
 };
 use everstep_proto::api::{self, worker_message};
 use everstep_proto::{history, wire};
@@ -20,7 +20,7 @@ use tokio::time::Instant as TokioInstant;
 use super::Settings;
 use super::lease::Lease;
 use super::outbox::Outbox;
-use crate::ctx::{self, STEP_INFO};
+use crate::ctx::{self, CtxMisuse, STEP_INFO};
 use crate::machine::{Machine, Obstacle, Work};
 use crate::{StepInfo, WorkflowError, trace};
 
@@ -48,7 +48,7 @@ pub(super) struct RunTask {
     workflow: String,
     parent: Context,
     next_number: u32,
-    unacked: VecDeque<(u32, Vec<CommitCommand>)>,
+    unacked: VecDeque<Unacked>,
     /// Results that were sent and whose event comes without them.
     results: HashMap<OpId, Payload>,
     attempts: JoinSet<AttemptEnd>,
@@ -64,6 +64,16 @@ pub(super) struct RunTask {
     clock: Option<(i64, Instant)>,
     /// The connection on which everything unanswered has been said.
     generation: u64,
+}
+
+/// A commit that the server has not acknowledged.
+#[derive(Clone)]
+struct Unacked {
+    number: u32,
+    /// What the workflow had applied when it was made. Kept for a resend: a `Park` that claimed to have seen
+    /// what came since would leave the run without anybody to act on it.
+    seen: Seq,
+    commands: Vec<CommitCommand>,
 }
 
 struct Running {
@@ -121,10 +131,17 @@ impl RunTask {
             return;
         }
         self.go_on();
+        let lease = Arc::clone(&self.lease);
+        let mut lease_over = std::pin::pin!(lease.over());
         loop {
             let next = self.next_instant();
             tokio::select! {
                 biased;
+                () = lease_over.as_mut() => {
+                    // Whatever the connection does: what runs past the lease may run elsewhere already.
+                    tracing::warn!(run_id = %self.run, "the lease ended: run given up");
+                    return;
+                }
                 message = messages.recv() => match message {
                     Some(message) => if !self.hear(message) { return },
                     None => return,
@@ -177,13 +194,17 @@ impl RunTask {
         self.workflow.clone_from(&start.workflow_type);
         self.parent = trace::run_context(self.run, start);
         self.machine = Some(Machine::new(self.run, start, first.at, workflow));
-        let last = events.len();
+        // What came in while nobody held the run is new to the code, and so is all of a run nobody held yet.
+        let let_go = |e: &Event| matches!(e.body, EventBody::WorkerDetached { .. } | EventBody::RunBlocked(_));
+        let replayed = events.iter().rposition(let_go).map_or(0, |i| i + 1);
         for (i, event) in events.iter().enumerate() {
-            if i + 1 == last
+            if event.seq != i as u64 + 1 {
+                self.release(format!("event {} of the history stands at place {}", event.seq, i + 1));
+                return true;
+            }
+            if i == replayed
                 && let Some(machine) = &mut self.machine
-                && matches!(event.body, EventBody::WorkerAttached { .. })
             {
-                // The claim is this worker's own: what the code does from here on is new.
                 machine.end_replay();
             }
             if !self.apply(event) {
@@ -221,15 +242,15 @@ impl RunTask {
             RunMessage::Events(events) => return self.events(events),
             RunMessage::Rejected { number } => {
                 // Something came in while the run was being parked: it stays.
-                self.unacked.retain(|(n, _)| *n != number);
+                self.unacked.retain(|c| c.number != number);
                 self.leaving = false;
                 self.idle_since = None;
             }
             RunMessage::Resend => {
                 self.generation = self.outbox.generation();
                 let unacked: Vec<_> = self.unacked.iter().cloned().collect();
-                for (number, commands) in unacked {
-                    self.send(number, commands);
+                for commit in unacked {
+                    self.send(commit);
                 }
             }
             RunMessage::Drain => self.draining = true,
@@ -239,12 +260,17 @@ impl RunTask {
 
     /// News of the run. False when it is no longer this worker's.
     fn events(&mut self, news: api::RunEvents) -> bool {
-        while self.unacked.front().is_some_and(|(number, _)| *number <= news.committed) {
+        while self.unacked.front().is_some_and(|c| c.number <= news.committed) {
             self.unacked.pop_front();
         }
         for event in news.events {
-            if event.seq <= self.seen.load(Ordering::Acquire) {
+            let seen = self.seen.load(Ordering::Acquire);
+            if event.seq <= seen {
                 continue;
+            }
+            if event.seq != seen + 1 {
+                self.release(format!("event {} came after event {seen}", event.seq));
+                return true;
             }
             let mut decoded = match wire::decode_event(event) {
                 Ok(decoded) => decoded,
@@ -365,9 +391,12 @@ impl RunTask {
 
     /// The next instant at which something has to be done.
     fn next_instant(&self) -> Option<TokioInstant> {
+        if self.leaving {
+            return None;
+        }
         let shows = self.running.values().filter_map(|r| r.show_at);
         let waits = self.waiting.values().map(|(at, _)| *at);
-        let park = self.idle_since.filter(|_| !self.leaving).map(|at| at + self.settings.park_after);
+        let park = self.idle_since.map(|at| at + self.settings.park_after);
         shows.chain(waits).chain(park).min()
     }
 
@@ -381,7 +410,7 @@ impl RunTask {
                 commands.push(CommitCommand::StartStep { step, name, attempt });
             }
         }
-        if !commands.is_empty() && !self.leaving {
+        if !commands.is_empty() {
             self.commit(commands);
         }
         let due: Vec<OpId> = self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(&id, _)| id).collect();
@@ -437,17 +466,22 @@ impl RunTask {
         self.leave(CommitCommand::Release { reason });
     }
 
-    fn commit(&mut self, commands: Vec<CommitCommand>) {
-        let number = self.next_number;
-        self.next_number += 1;
-        self.unacked.push_back((number, commands.clone()));
-        if self.generation == self.outbox.generation() {
-            self.send(number, commands);
+    fn commit(&mut self, mut commands: Vec<CommitCommand>) {
+        let seen = self.seen.load(Ordering::Acquire);
+        while !commands.is_empty() {
+            let rest = commands.split_off(commands.len().min(limits::COMMIT_COMMANDS_MAX));
+            let commit = Unacked { number: self.next_number, seen, commands };
+            self.next_number += 1;
+            self.unacked.push_back(commit.clone());
+            if self.generation == self.outbox.generation() {
+                self.send(commit);
+            }
+            commands = rest;
         }
     }
 
-    fn send(&self, number: u32, commands: Vec<CommitCommand>) {
-        let seen = self.seen.load(Ordering::Acquire);
+    fn send(&self, commit: Unacked) {
+        let Unacked { number, seen, commands } = commit;
         let commit = WorkerCommit { epoch: self.epoch, number, seen, commands };
         self.outbox.send(worker_message::Message::Commit(wire::encode_commit(self.run, &commit)));
     }
@@ -474,6 +508,9 @@ async fn guarded(
         None => caught.await,
     };
     caught.unwrap_or_else(|panic| {
+        if let Some(misuse) = panic.downcast_ref::<CtxMisuse>() {
+            return Err(Failure::new("CtxMisuse", misuse.to_string()).non_retryable());
+        }
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         Err(Failure::new("Panic", text))

@@ -1,0 +1,70 @@
+//! The event log.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use everstep_core::{Event, RunId, Seq, Timestamp};
+use everstep_store::{Append, AppendReply, Error, Log, Verdict};
+use futures::TryStreamExt;
+
+use crate::SqliteStore;
+use crate::append::append;
+use crate::error::before_commit;
+use crate::rows::{event, event_columns, limit as sql_limit};
+
+/// Most payload bytes in one page of events.
+const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+#[async_trait]
+impl Log for SqliteStore {
+    async fn append(&self, batch: Vec<Append>) -> AppendReply {
+        let appends = batch.len();
+        let failed = |e: Error| AppendReply {
+            now: None,
+            verdicts: (0..appends).map(|_| Verdict::Failed(e.clone())).collect(),
+        };
+        let writer = match self.writer() {
+            Ok(writer) => Arc::clone(writer),
+            Err(e) => return failed(e),
+        };
+        let task = tokio::spawn(append(writer, Arc::clone(&self.inner), batch));
+        task.await
+            .unwrap_or_else(|e| failed(Error::OutcomeUnknown(format!("the writing task ended early: {e}"))))
+    }
+
+    async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
+        let mut rows = sqlx::query(concat!(
+            "SELECT ",
+            event_columns!(),
+            " FROM events e
+              LEFT JOIN payloads p ON p.run_id = e.run_id AND p.hash = e.payload_hash
+             WHERE e.run_id = ? AND e.seq > ?
+             ORDER BY e.seq
+             LIMIT ?"
+        ))
+        .bind(run.uuid())
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .bind(sql_limit(limit))
+        .fetch(self.readers());
+        let mut events: Vec<Event> = Vec::new();
+        let mut bytes = 0;
+        while let Some(row) = rows.try_next().await.map_err(|e| before_commit(&e))? {
+            let event = event(run, &row)?;
+            let expected = events.last().map_or(after, |e| e.seq).saturating_add(1);
+            if event.seq != expected {
+                let text = format!("run {run}: event {} stands where {expected} is missing", event.seq);
+                return Err(Error::Corrupt(text));
+            }
+            bytes += event.body.payload().map_or(0, |payload| payload.data.len());
+            if bytes > PAGE_BYTES_MAX && !events.is_empty() {
+                break;
+            }
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    async fn now(&self) -> Result<Timestamp, Error> {
+        Ok(self.inner.clock.now())
+    }
+}

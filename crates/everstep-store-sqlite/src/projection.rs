@@ -1,0 +1,196 @@
+//! The projection writes of one transaction, gathered by table.
+//!
+//! A run occurs once in a batch, so writes of different runs commute and go in together; those of one run
+//! are folded in their order first, until each row of a table is written or deleted once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use everstep_core::{Duration, QueueKey, RunId, RunRow, Seq, Timer, TimerKey, Timestamp, Write};
+use sqlx::SqliteConnection;
+
+use crate::sql::{ManyRows, ROWS_MAX, Values};
+
+/// A new task is left to the normal dispatch for this long.
+const TASK_GRACE: Duration = Duration::from_secs(1);
+
+static RUNS: ManyRows = ManyRows::new(
+    "INSERT INTO runs (run_id, last_seq, started_at, closed_at, owner, epoch, cancel_requested, namespace,
+         workflow_id, workflow_type, task_queue, status, build_id, blocked) VALUES ",
+    "(?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+    " ON CONFLICT (run_id) DO UPDATE SET
+         last_seq = excluded.last_seq, started_at = excluded.started_at, closed_at = excluded.closed_at,
+         owner = excluded.owner, epoch = excluded.epoch, cancel_requested = excluded.cancel_requested,
+         namespace = excluded.namespace, workflow_id = excluded.workflow_id,
+         workflow_type = excluded.workflow_type, task_queue = excluded.task_queue, status = excluded.status,
+         build_id = excluded.build_id, blocked = excluded.blocked
+       WHERE runs.last_seq < excluded.last_seq",
+);
+static TIMERS_CLEARED: ManyRows = ManyRows::new("DELETE FROM timers WHERE run_id IN (", "?", ")");
+static TIMERS_DELETED: ManyRows =
+    ManyRows::new("DELETE FROM timers WHERE (run_id, kind, id) IN (VALUES ", "(?,?,?)", ")");
+static TIMERS_SET: ManyRows = ManyRows::new(
+    "INSERT INTO timers (run_id, kind, id, fire_at) VALUES ",
+    "(?,?,?,?)",
+    " ON CONFLICT (run_id, kind, id) DO UPDATE SET fire_at = excluded.fire_at, claimed_until = NULL",
+);
+static TASKS_DELETED: ManyRows = ManyRows::new("DELETE FROM tasks WHERE run_id IN (", "?", ")");
+static TASKS_SET: ManyRows = ManyRows::new(
+    "INSERT INTO tasks (run_id, namespace, task_queue, claims, next_claim_at) VALUES ",
+    "(?,?,?,0,?)",
+    " ON CONFLICT (run_id) DO UPDATE SET namespace = excluded.namespace, task_queue = excluded.task_queue,
+         claims = 0, next_claim_at = excluded.next_claim_at",
+);
+pub(crate) static WAKES_DELETED: ManyRows =
+    ManyRows::repeated("DELETE FROM wakes WHERE run_id = ? AND seq <= ?;");
+static WAKES_SET: ManyRows =
+    ManyRows::new("INSERT OR IGNORE INTO wakes (run_id, seq, created_at) VALUES ", "(?,?,?)", "");
+
+/// The writes of a transaction.
+#[derive(Default)]
+pub(crate) struct Projections<'a> {
+    runs: Vec<&'a RunRow>,
+    timers_cleared: Vec<RunId>,
+    timers_deleted: Vec<(RunId, TimerKey)>,
+    timers_set: Vec<(RunId, TimerKey, Timestamp)>,
+    tasks_deleted: Vec<RunId>,
+    tasks_set: Vec<(RunId, &'a QueueKey)>,
+    wakes_deleted: Vec<(RunId, Seq)>,
+    wakes_set: Vec<(RunId, Seq)>,
+}
+
+impl<'a> Projections<'a> {
+    /// Adds the writes of a run that is not here yet.
+    pub(crate) fn add(&mut self, run: RunId, writes: &'a [Write]) {
+        let mut row: Option<&RunRow> = None;
+        let mut cleared = false;
+        let mut timers: BTreeMap<TimerKey, Option<Timestamp>> = BTreeMap::new();
+        let mut task: Option<Option<&QueueKey>> = None;
+        let mut seen: Option<Seq> = None;
+        let mut wakes: BTreeSet<Seq> = BTreeSet::new();
+        for write in writes {
+            match write {
+                Write::Run(new) => {
+                    if row.is_none_or(|row| row.last_seq < new.last_seq) {
+                        row = Some(new);
+                    }
+                }
+                Write::TimerSet(Timer { key, fire_at }) => drop(timers.insert(*key, Some(*fire_at))),
+                Write::TimerDeleted(key) => drop(timers.insert(*key, None)),
+                Write::TimersCleared => {
+                    cleared = true;
+                    timers.clear();
+                }
+                Write::TaskSet(queue) => task = Some(Some(queue)),
+                Write::TaskDeleted => task = Some(None),
+                Write::WakeSet { seq } => drop(wakes.insert(*seq)),
+                Write::WakesDeleted { up_to } => {
+                    seen = seen.max(Some(*up_to));
+                    wakes.retain(|seq| seq > up_to);
+                }
+            }
+        }
+        self.runs.extend(row);
+        self.timers_cleared.extend(cleared.then_some(run));
+        for (key, fire_at) in timers {
+            match fire_at {
+                Some(fire_at) => self.timers_set.push((run, key, fire_at)),
+                None => self.timers_deleted.push((run, key)),
+            }
+        }
+        match task {
+            Some(Some(queue)) => self.tasks_set.push((run, queue)),
+            Some(None) => self.tasks_deleted.push(run),
+            None => {}
+        }
+        self.wakes_deleted.extend(seen.map(|seq| (run, seq)));
+        self.wakes_set.extend(wakes.into_iter().map(|seq| (run, seq)));
+    }
+
+    /// Writes them all: deletions of a table before what is set in it.
+    pub(crate) async fn write(&self, c: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
+        write_rows(c, &RUNS, &self.runs, |v, row| bind_run(v, row)).await?;
+        write_rows(c, &TIMERS_CLEARED, &self.timers_cleared, |v, run| v.push(run.uuid())).await?;
+        write_rows(c, &TIMERS_DELETED, &self.timers_deleted, |v, (run, key)| bind_timer(v, *run, *key))
+            .await?;
+        write_rows(c, &TIMERS_SET, &self.timers_set, |v, (run, key, fire_at)| {
+            bind_timer(v, *run, *key);
+            v.push(fire_at.as_micros());
+        })
+        .await?;
+        write_rows(c, &TASKS_DELETED, &self.tasks_deleted, |v, run| v.push(run.uuid())).await?;
+        write_rows(c, &TASKS_SET, &self.tasks_set, |v, (run, queue)| {
+            v.push(run.uuid());
+            v.push(queue.namespace.as_str());
+            v.push(queue.task_queue.as_str());
+            v.push(now.after(TASK_GRACE).as_micros());
+        })
+        .await?;
+        write_rows(c, &WAKES_DELETED, &self.wakes_deleted, bind_seq).await?;
+        write_rows(c, &WAKES_SET, &self.wakes_set, |v, wake| {
+            bind_seq(v, wake);
+            v.push(now.as_micros());
+        })
+        .await
+    }
+}
+
+/// Runs `statement` over `rows`, as few times as it takes.
+pub(crate) async fn write_rows<T>(
+    connection: &mut SqliteConnection,
+    statement: &ManyRows,
+    rows: &[T],
+    bind: impl Fn(&mut Values, &T),
+) -> Result<(), sqlx::Error> {
+    for rows in rows.chunks(ROWS_MAX) {
+        let mut values = Values::default();
+        rows.iter().for_each(|row| bind(&mut values, row));
+        sqlx::query_with(statement.text(rows.len()), values.finish()?).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// A run and a seq.
+pub(crate) fn bind_seq(values: &mut Values, (run, seq): &(RunId, Seq)) {
+    values.push(run.uuid());
+    values.push(seq.cast_signed());
+}
+
+fn bind_timer(values: &mut Values, run: RunId, key: TimerKey) {
+    values.push(run.uuid());
+    values.push(key.kind.as_str());
+    values.push(i64::from(key.id));
+}
+
+fn bind_run(values: &mut Values, row: &RunRow) {
+    // Destructured, so that a new field cannot be forgotten here.
+    let RunRow {
+        run_id,
+        namespace,
+        workflow_id,
+        workflow_type,
+        task_queue,
+        status,
+        owner,
+        epoch,
+        build_id,
+        blocked,
+        cancel_requested,
+        started_at,
+        closed_at,
+        last_seq,
+    } = row;
+    values.push(run_id.uuid());
+    values.push(last_seq.cast_signed());
+    values.push(started_at.as_micros());
+    values.push(closed_at.map(Timestamp::as_micros));
+    values.push(owner.map(|owner| owner.uuid()));
+    values.push(epoch.cast_signed());
+    values.push(*cancel_requested);
+    values.push(namespace.as_str());
+    values.push(workflow_id.as_str());
+    values.push(workflow_type.as_str());
+    values.push(task_queue.as_str());
+    values.push(status.as_str());
+    values.push(build_id.as_str());
+    values.push(blocked.as_str());
+}

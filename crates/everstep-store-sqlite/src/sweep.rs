@@ -1,0 +1,195 @@
+//! What the sweep looks for.
+
+use async_trait::async_trait;
+use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, Timestamp};
+use everstep_store::{ClaimedTimers, Error, Sweep};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+use crate::SqliteStore;
+use crate::catalog::queue_key;
+use crate::error::before_commit;
+use crate::projection::{WAKES_DELETED, bind_seq, write_rows};
+use crate::rows::{get, id_list, limit as sql_limit, run_id, session_id, timer_key};
+
+#[async_trait]
+impl Sweep for SqliteStore {
+    async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error> {
+        let now = self.inner.clock.now();
+        let (rows, next) = self
+            .writer()?
+            .transact(move |connection| Box::pin(claim_timers(connection, now, limit, claim)))
+            .await?;
+        let due = rows.iter().map(|row| Ok((run_id(row, 0)?, timer_key(row, 1)?)));
+        Ok(ClaimedTimers {
+            due: due.collect::<Result<_, Error>>()?,
+            next: next.map(Timestamp::from_micros),
+            now,
+        })
+    }
+
+    async fn claim_tasks(
+        &self,
+        queues: Option<&[QueueKey]>,
+        limit: usize,
+    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
+        let queues = queues.map(|queues| {
+            let pairs: Vec<_> = queues.iter().map(|q| (&q.namespace, &q.task_queue)).collect();
+            serde_json::json!(pairs).to_string()
+        });
+        let now = self.inner.clock.now();
+        let rows = self
+            .writer()?
+            .transact(move |connection| Box::pin(claim_tasks(connection, now, queues, limit)))
+            .await?;
+        rows.iter().map(|row| Ok((run_id(row, 0)?, queue_key(row, 1)?))).collect()
+    }
+
+    async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
+        let rows = sqlx::query(
+            "SELECT r.run_id, r.owner
+               FROM runs r
+               LEFT JOIN sessions s ON s.session_id = r.owner
+              WHERE r.owner IS NOT NULL AND r.status IN ('running', 'blocked')
+                AND (s.session_id IS NULL OR s.closed_at IS NOT NULL)
+              ORDER BY r.run_id LIMIT ?",
+        )
+        .bind(sql_limit(limit))
+        .fetch_all(self.readers())
+        .await
+        .map_err(|e| before_commit(&e))?;
+        rows.iter().map(|row| Ok((run_id(row, 0)?, session_id(row, 1)?))).collect()
+    }
+
+    async fn stale_wakes(
+        &self,
+        node: NodeId,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<(RunId, Seq)>, Error> {
+        let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+        let rows = sqlx::query(
+            "SELECT w.run_id, max(w.seq)
+               FROM wakes w
+               JOIN runs r ON r.run_id = w.run_id
+               JOIN sessions s ON s.session_id = r.owner
+              WHERE s.node_id = ? AND s.closed_at IS NULL AND w.created_at < ?
+              GROUP BY w.run_id ORDER BY w.run_id LIMIT ?",
+        )
+        .bind(node.uuid())
+        .bind(self.inner.clock.now().as_micros().saturating_sub(age))
+        .bind(sql_limit(limit))
+        .fetch_all(self.readers())
+        .await
+        .map_err(|e| before_commit(&e))?;
+        rows.iter().map(|row| Ok((run_id(row, 0)?, get::<i64>(row, 1)?.cast_unsigned()))).collect()
+    }
+
+    async fn delete_wakes(&self, seen: &[(RunId, Seq)]) -> Result<(), Error> {
+        let seen = seen.to_vec();
+        self.writer()?
+            .transact(move |connection| {
+                Box::pin(async move { write_rows(connection, &WAKES_DELETED, &seen, bind_seq).await })
+            })
+            .await
+    }
+
+    async fn blocked_runs(
+        &self,
+        queue: &QueueKey,
+        build_id: &str,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunId>, Error> {
+        let rows = sqlx::query(
+            "SELECT run_id FROM runs
+              WHERE status = 'blocked' AND namespace = ? AND task_queue = ? AND run_id > ? AND build_id <> ?
+              ORDER BY run_id LIMIT ?",
+        )
+        .bind(&queue.namespace)
+        .bind(&queue.task_queue)
+        .bind(after.map(|run| run.as_bytes().to_vec()).unwrap_or_default())
+        .bind(build_id)
+        .bind(sql_limit(limit))
+        .fetch_all(self.readers())
+        .await
+        .map_err(|e| before_commit(&e))?;
+        rows.iter().map(|row| run_id(row, 0)).collect()
+    }
+}
+
+/// The claimed rows, and when the next unclaimed timer is due.
+async fn claim_timers(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    limit: usize,
+    claim: Duration,
+) -> Result<(Vec<SqliteRow>, Option<i64>), sqlx::Error> {
+    let due = sqlx::query(
+        "SELECT run_id, kind, id FROM timers
+          WHERE fire_at <= ?1 AND (claimed_until IS NULL OR claimed_until < ?1)
+          ORDER BY fire_at, run_id, kind, id LIMIT ?2",
+    )
+    .bind(now.as_micros())
+    .bind(sql_limit(limit))
+    .fetch_all(&mut *connection)
+    .await?;
+    if !due.is_empty() {
+        let mut keys = Vec::with_capacity(due.len());
+        for row in &due {
+            let run: uuid::Uuid = row.try_get(0)?;
+            let (kind, id): (String, i64) = (row.try_get(1)?, row.try_get(2)?);
+            keys.push((run.simple().to_string(), kind, id));
+        }
+        sqlx::query(
+            "UPDATE timers SET claimed_until = ?1
+              WHERE (run_id, kind, id) IN
+                    (SELECT unhex(value ->> 0), value ->> 1, value ->> 2 FROM json_each(?2))",
+        )
+        .bind(now.after(claim).as_micros())
+        .bind(serde_json::json!(keys).to_string())
+        .execute(&mut *connection)
+        .await?;
+    }
+    let next = sqlx::query_scalar(
+        "SELECT fire_at FROM timers WHERE claimed_until IS NULL OR claimed_until < ? ORDER BY fire_at LIMIT 1",
+    )
+    .bind(now.as_micros())
+    .fetch_optional(connection)
+    .await?;
+    Ok((due, next))
+}
+
+/// The claimed rows. `queues` is a JSON array of pairs.
+async fn claim_tasks(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    queues: Option<String>,
+    limit: usize,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    let due = sqlx::query(
+        "SELECT run_id, namespace, task_queue FROM tasks
+          WHERE next_claim_at <= ?1
+            AND (?2 IS NULL
+                 OR (namespace, task_queue) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?2)))
+          ORDER BY next_claim_at, run_id LIMIT ?3",
+    )
+    .bind(now.as_micros())
+    .bind(queues)
+    .bind(sql_limit(limit))
+    .fetch_all(&mut *connection)
+    .await?;
+    if !due.is_empty() {
+        let ids = due.iter().map(|row| row.try_get(0)).collect::<Result<Vec<uuid::Uuid>, _>>()?;
+        sqlx::query(
+            "UPDATE tasks SET claims = claims + 1,
+                    next_claim_at = ?1 + 1000000 * min(60, 1 << min(claims + 1, 6))
+              WHERE run_id IN (SELECT unhex(value) FROM json_each(?2))",
+        )
+        .bind(now.as_micros())
+        .bind(id_list(ids.into_iter()))
+        .execute(connection)
+        .await?;
+    }
+    Ok(due)
+}
