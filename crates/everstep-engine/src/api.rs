@@ -9,7 +9,7 @@ use everstep_core::{
 };
 use everstep_dispatch::Dispatch;
 use everstep_store::{self as store, RunRecord, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How a node behaves. The defaults suit production.
 #[derive(Clone, Debug)]
@@ -258,6 +258,8 @@ pub struct WorkerLink {
 pub struct WorkerSender {
     pub(crate) link: u64,
     pub(crate) inputs: mpsc::Sender<crate::driver::Message>,
+    /// Dropped with this value: tells the node that the worker is gone.
+    pub(crate) _alive: oneshot::Sender<()>,
 }
 
 /// A run's tail as this node hears of it.

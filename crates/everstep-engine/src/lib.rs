@@ -15,5 +15,5 @@ pub mod node;
 
 pub use api::{
     Closed, Engine, EngineConfig, Error, HeldRun, Hello, NodeStatus, Observer, RunSelector, RunWatch, Started, WorkerIn,
-    WorkerLink, WorkerOut,
+    WorkerLink, WorkerOut, WorkerSender,
 };

@@ -1,5 +1,7 @@
 //! What the build script made of `proto/`.
 #![expect(missing_docs, reason = "the generator writes no docs for some items")]
+#![expect(clippy::allow_attributes, reason = "the generator writes some")]
+#![expect(clippy::too_many_lines, reason = "the generator puts the dispatch of a service into one function")]
 #![expect(unreachable_pub, reason = "the generator nests a module per word of a package name")]
 
 include!(concat!(env!("OUT_DIR"), "/packages.rs"));

@@ -41,6 +41,8 @@ pub(crate) enum Message {
         reply: oneshot::Sender<Result<(), Error>>,
     },
     Connect { link: u64, hello: Hello, to_worker: mpsc::Sender<WorkerOut> },
+    /// Behind everything that the worker said before.
+    Disconnected { link: u64 },
 }
 
 /// From the node's own tasks.
@@ -250,6 +252,7 @@ impl Driver {
                 self.commands.insert(request, reply);
                 self.step(Input::Command { request, run, id, identity, body });
             }
+            Message::Disconnected { link } => self.disconnect(link),
             Message::Connect { link, hello, to_worker } => {
                 self.links.insert(link, to_worker);
                 self.step(Input::Connect { link, hello });
@@ -283,9 +286,8 @@ impl Driver {
     }
 
     fn disconnect(&mut self, link: u64) {
-        if self.links.remove(&link).is_some() {
-            self.step(Input::Disconnected { link });
-        }
+        self.links.remove(&link);
+        self.step(Input::Disconnected { link });
     }
 
     fn publish_status(&self) {
@@ -360,14 +362,16 @@ pub(crate) async fn connect_worker(shared: &Arc<Shared>, hello: Hello) -> Result
     shared.check_namespace(&hello.namespace).await?;
     let link = shared.next_link.fetch_add(1, Ordering::Relaxed);
     let (to_worker, from_engine) = mpsc::channel(LINK_MAX);
-    let connect = Message::Connect { link, hello, to_worker: to_worker.clone() };
+    let connect = Message::Connect { link, hello, to_worker };
     shared.requests.send(connect).await.map_err(|_| Error::Stopping)?;
-    let watcher = Arc::clone(shared);
+    let (alive, gone) = oneshot::channel::<()>();
+    let requests = shared.requests.clone();
     shared.spawn(async move {
-        to_worker.closed().await;
-        watcher.feed(Input::Disconnected { link });
+        // Ends with an error when the worker's end is dropped, which is the news.
+        let _ = gone.await;
+        let _ = requests.send(Message::Disconnected { link }).await;
     });
-    let to_engine = WorkerSender { link, inputs: shared.requests.clone() };
+    let to_engine = WorkerSender { link, inputs: shared.requests.clone(), _alive: alive };
     Ok(WorkerLink { to_engine, from_engine })
 }
 

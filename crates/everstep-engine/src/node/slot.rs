@@ -373,7 +373,7 @@ impl Node {
                 let message = WorkerOut::Rejected { run_id, epoch, number: commit.number, rejection };
                 self.out.push(Output::ToWorker { link, message });
                 if evicted {
-                    self.forget_told(run_id, link);
+                    self.forget_told(run_id, (link, epoch));
                 }
             }
             Ok(()) => {
@@ -390,14 +390,15 @@ impl Node {
         }
     }
 
-    fn forget_told(&mut self, run_id: RunId, link: u64) {
+    /// The stream does not hold the run any more under that epoch; it may under a newer one.
+    fn forget_told(&mut self, run_id: RunId, told: (u64, Epoch)) {
         if let Some(slot) = self.slots.get_mut(&run_id)
-            && slot.told.is_some_and(|(l, _)| l == link)
+            && slot.told == Some(told)
         {
             slot.told = None;
-        }
-        if let Some(session) = self.sessions.get_mut(&link) {
-            session.runs.remove(&run_id);
+            if let Some(session) = self.sessions.get_mut(&told.0) {
+                session.runs.remove(&run_id);
+            }
         }
     }
 
