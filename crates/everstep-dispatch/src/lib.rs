@@ -5,7 +5,7 @@
 //! costs latency, a doubled or late one costs a look at the log. [`InProcess`] is the implementation for
 //! one node; `conformance` (feature `conformance`) is the suite that every adapter passes.
 
-#[cfg(feature = "conformance")]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod in_process;
 mod port;

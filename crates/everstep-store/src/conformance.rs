@@ -1,0 +1,139 @@
+//! What every store must do, as checks that an adapter runs as its tests.
+//!
+//! Each check is a plain function over a [`Subject`] and panics where the store falls short. Checks make
+//! their own runs, namespaces, queues and sessions, so they can share one database, also with each other;
+//! what a global question returns beside a check's own is ignored. [`run_all`] runs every one of them.
+//! [`differential`] holds two stores against each other over random operations.
+
+mod appends;
+mod catalog;
+mod differential;
+mod payloads;
+mod races;
+mod sample;
+mod sessions;
+mod starts;
+mod sweep;
+
+use std::fmt;
+use std::sync::Arc;
+
+use everstep_core::{Duration, Timestamp};
+
+pub use appends::*;
+pub use catalog::*;
+pub use differential::differential;
+pub use payloads::*;
+pub use races::*;
+pub use sessions::*;
+pub use starts::*;
+pub use sweep::*;
+
+use crate::{Error, Store};
+
+/// A store to check, and how its time passes.
+#[derive(Clone)]
+pub struct Subject {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    advance: Option<Arc<dyn Fn(Duration) + Send + Sync>>,
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subject").field("virtual_time", &self.advance.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Subject {
+    /// A store whose time passes by itself.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, advance: None }
+    }
+
+    /// A store whose time stands still until `advance` is called.
+    pub fn with_clock(store: Arc<dyn Store>, advance: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        Self { store, advance: Some(Arc::new(advance)) }
+    }
+
+    /// Database time.
+    async fn now(&self) -> Timestamp {
+        ok(self.store.now().await)
+    }
+
+    /// Returns once database time is past `instant`.
+    async fn pass(&self, instant: Timestamp) {
+        loop {
+            let now = self.now().await;
+            if now > instant {
+                return;
+            }
+            match &self.advance {
+                Some(advance) => advance(Duration::from_micros(instant.since(now).as_micros() + 1)),
+                None => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+/// Every check in turn, each on a subject of `factory`'s: a new store, or the same one again.
+///
+/// # Panics
+/// When a check fails.
+pub async fn run_all<F, S>(factory: F)
+where
+    F: Fn() -> S,
+    S: Future<Output = Subject>,
+{
+    macro_rules! each {
+        ($($check:ident),+ $(,)?) => { $($check(&factory().await).await;)+ };
+    }
+    each!(
+        appends_are_in_order_without_gaps,
+        a_taken_seq_is_a_conflict,
+        a_missing_predecessor_is_a_conflict,
+        a_loser_writes_nothing,
+        a_batch_has_a_verdict_each,
+        a_committed_append_again_is_a_conflict,
+        a_run_twice_in_a_batch_is_a_conflict,
+        a_malformed_append_is_refused_alone,
+        a_group_is_committed_whole_or_not_at_all,
+        an_older_run_row_never_overwrites,
+        writes_of_a_run_apply_in_order,
+        a_fresh_start_is_committed_and_found,
+        a_start_needs_the_run_it_expects,
+        a_request_id_starts_once,
+        a_workflow_id_twice_in_a_batch_is_a_conflict,
+        a_lost_start_leaves_the_claim_alone,
+        payloads_come_back_byte_for_byte,
+        a_long_history_is_read_in_pages,
+        pages_are_bounded_by_bytes,
+        every_kind_of_event_comes_back,
+        concurrent_appends_have_one_winner_per_seq,
+        concurrent_starts_have_one_winner,
+        timers_are_claimed_once_and_again_later,
+        timers_are_set_again_deleted_and_cleared,
+        the_next_timer_is_named,
+        tasks_are_claimed_with_growing_pauses,
+        tasks_are_claimed_by_queue,
+        wakes_are_found_when_stale_and_deleted,
+        a_session_is_opened_renewed_moved_and_closed,
+        an_expired_session_is_closed_once,
+        runs_of_closed_and_unknown_sessions_are_lost,
+        owned_runs_are_paged,
+        blocked_runs_are_found_by_queue_and_build,
+        runs_are_listed_newest_first_by_filter,
+        closed_runs_are_told_apart,
+        tables_of_a_run_are_shown,
+        namespaces_are_made_once_and_listed,
+    );
+}
+
+/// The value, or a panic with the error's text.
+#[track_caller]
+fn ok<T>(result: Result<T, Error>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(e) => panic!("the store failed: {e}"),
+    }
+}

@@ -1,0 +1,158 @@
+//! What comes back of events: every byte, every kind, page by page.
+
+use bytes::Bytes;
+use everstep_core::{
+    BlockKind, Blocked, DetachReason, Duration, EventBody, Failure, OpId, Payload, TimerKey, Timestamp,
+    WorkerInfo,
+};
+
+use super::sample::{commit, history, new_session, started, step};
+use super::{Subject, ok};
+
+/// `len` bytes that no compression makes small, with every value among them.
+fn noise(len: usize, seed: u64) -> Bytes {
+    let mut state = seed | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+/// Goal: payloads of every size and content come back as they were, with their encoding.
+pub async fn payloads_come_back_byte_for_byte(subject: &Subject) {
+    let store = &*subject.store;
+    let sample = started(subject).await;
+    let same = noise(100 * 1024, 3);
+    let payloads = vec![
+        Payload::default(),
+        Payload { encoding: "json".to_owned(), data: Bytes::new() },
+        Payload { encoding: String::new(), data: Bytes::from_static(b"\0") },
+        Payload { encoding: "raw".to_owned(), data: Bytes::from_static(b"a\0b\0\0") },
+        Payload::json("\"\\u0000 \u{1f600}\""),
+        Payload { encoding: "raw".to_owned(), data: noise(32 * 1024, 1) },
+        Payload { encoding: "raw".to_owned(), data: noise(32 * 1024 + 1, 2) },
+        Payload { encoding: "raw".to_owned(), data: same.clone() },
+        // The same bytes twice in a run.
+        Payload { encoding: "json".to_owned(), data: same },
+        Payload { encoding: "raw".to_owned(), data: noise(2 * 1024 * 1024, 4) },
+        Payload { encoding: "raw".to_owned(), data: vec![0; 2 * 1024 * 1024].into() },
+    ];
+    let bodies = payloads.into_iter().enumerate().map(|(i, input)| EventBody::SignalReceived {
+        name: "n".to_owned(),
+        signal_id: i.to_string(),
+        input,
+    });
+    let all = sample.bodies(2, bodies.collect());
+    commit(store, vec![all.clone()]).await;
+    let stored = history(store, sample.run).await;
+    assert_eq!(stored.len(), all.events.len() + 1);
+    for (stored, written) in stored[1..].iter().zip(all.events.iter()) {
+        // Compared apart, because a difference in a megabyte is no message for a person.
+        let (stored_payload, payload) = (stored.body.payload(), written.body.payload());
+        assert_eq!(
+            stored_payload.map(|p| (&p.encoding, p.data.len())),
+            payload.map(|p| (&p.encoding, p.data.len()))
+        );
+        assert!(stored == written, "event {} came back changed", written.seq);
+    }
+    // Another run may hold the same bytes, also later in its history.
+    let other = started(subject).await;
+    let data = noise(100 * 1024, 3);
+    commit(store, vec![other.bodies(2, vec![step(2, data.clone())])]).await;
+    commit(store, vec![other.bodies(3, vec![step(3, data.clone())])]).await;
+    let stored = history(store, other.run).await;
+    assert!(stored[1..].iter().all(|e| e.body.payload().is_some_and(|p| p.data == data)));
+}
+
+/// Goal: a history of 1,000 events is read in pages of any size, without a gap.
+pub async fn a_long_history_is_read_in_pages(subject: &Subject) {
+    let store = &*subject.store;
+    let sample = started(subject).await;
+    for first in (2..1_000).step_by(111) {
+        commit(store, vec![sample.steps(first, 111)]).await;
+    }
+    let all = history(store, sample.run).await;
+    assert_eq!(all.iter().map(|e| e.seq).collect::<Vec<_>>(), (1..=1_000).collect::<Vec<_>>());
+    for size in [1, 7, 999, 1_000, 5_000] {
+        let page = ok(store.read_events(sample.run, 0, size).await);
+        assert!(page == all[..size.min(1_000)], "the first {size}");
+    }
+    assert!(ok(store.read_events(sample.run, 990, 100).await) == all[990..]);
+    assert!(ok(store.read_events(sample.run, 1_000, 100).await).is_empty());
+    assert!(ok(store.read_events(sample.run, u64::MAX, 100).await).is_empty());
+    assert!(ok(store.read_events(sample.run, 0, 0).await).is_empty());
+}
+
+/// Goal: a page holds about 4 MiB of payload, and always at least one event.
+pub async fn pages_are_bounded_by_bytes(subject: &Subject) {
+    let store = &*subject.store;
+    let sample = started(subject).await;
+    for seq in 2..8 {
+        commit(store, vec![sample.bodies(seq, vec![step(seq, noise(2 * 1024 * 1024, seq))])]).await;
+    }
+    let mut after = 0;
+    while after < 7 {
+        let page = ok(store.read_events(sample.run, after, 100).await);
+        let bytes: usize = page.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len()).sum();
+        assert!(!page.is_empty(), "a page after {after}");
+        assert!(bytes <= 6 * 1024 * 1024, "{bytes} bytes in a page");
+        assert_eq!(page[0].seq, after + 1);
+        after = page[page.len() - 1].seq;
+    }
+}
+
+/// Goal: an event of every kind comes back equal.
+pub async fn every_kind_of_event_comes_back(subject: &Subject) {
+    let store = &*subject.store;
+    let sample = started(subject).await;
+    let failure = Failure {
+        details: Payload::json("{\"code\":7}"),
+        cause: Some(Box::new(Failure::new("Io", "nul \0 in a text"))),
+        ..Failure::new("CardDeclined", "no \u{1f4b3}").non_retryable()
+    };
+    let name = || "charge".to_owned();
+    let worker = WorkerInfo { identity: "w@host".to_owned(), build_id: "b1".to_owned() };
+    let bodies = vec![
+        EventBody::WorkerAttached { session: new_session(), worker },
+        EventBody::WorkerDetached { reason: DetachReason::Parked },
+        EventBody::WorkerDetached { reason: DetachReason::Released("drain".to_owned()) },
+        EventBody::WorkerDetached { reason: DetachReason::Lost },
+        EventBody::StepStarted { step: OpId(1), name: name(), attempt: 1 },
+        step(2, "{\"ok\":true}"),
+        EventBody::StepFailed {
+            step: OpId(1),
+            name: name(),
+            attempt: 2,
+            elapsed: Duration::from_micros(9),
+            failure: failure.clone(),
+            retry_at: Some(Timestamp::from_micros(1)),
+        },
+        EventBody::TimerStarted { timer: OpId(3), fire_at: Timestamp::MAX },
+        EventBody::TimerFired { timer: TimerKey::retry(OpId(1)) },
+        EventBody::TimerFired { timer: TimerKey::RUN_TIMEOUT },
+        EventBody::TimerCanceled { timer: OpId(3) },
+        EventBody::SignalReceived { name: name(), signal_id: "s1".to_owned(), input: Payload::default() },
+        EventBody::CancelRequested { reason: String::new() },
+        EventBody::RunBlocked(Box::new(Blocked {
+            kind: BlockKind::ForeignWake,
+            at_seq: 7,
+            expected: "a".to_owned(),
+            produced: "b\0".to_owned(),
+            source: "main.rs:1".to_owned(),
+            hint: "look".to_owned(),
+            build_id: "b1".to_owned(),
+        })),
+        EventBody::RunUnblocked { build_id: "b2".to_owned() },
+        EventBody::RunCompleted { result: Payload::json("1"), unconsumed: vec![13] },
+        EventBody::RunFailed { failure, unconsumed: vec![] },
+        EventBody::RunCanceled { details: "because".to_owned() },
+        EventBody::RunTerminated { reason: "because".to_owned() },
+        EventBody::RunTimedOut,
+    ];
+    let written = sample.bodies(2, bodies);
+    commit(store, vec![written.clone()]).await;
+    assert_eq!(history(store, sample.run).await[1..], written.events[..]);
+}
