@@ -15,5 +15,8 @@ pub(crate) struct TestStore {
 /// One of each.
 pub(crate) async fn all() -> anyhow::Result<Vec<TestStore>> {
     let memory = TestStore { name: "memory", store: memory_store(), _folder: None };
-    Ok(vec![memory])
+    let folder = tempfile::tempdir()?;
+    let sqlite = everstep_store_sqlite::SqliteStore::open(&folder.path().join("everstep.db")).await?;
+    let sqlite = TestStore { name: "sqlite", store: Arc::new(sqlite), _folder: Some(folder) };
+    Ok(vec![memory, sqlite])
 }

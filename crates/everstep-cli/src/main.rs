@@ -1,2 +1,110 @@
-//! Placeholder.
-fn main() {}
+//! The `everstep` binary. The only crate that names adapters, reads configuration and installs telemetry.
+
+mod commands;
+mod fail;
+mod file;
+mod json;
+mod node;
+mod out;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use commands::{admin, bench, crash, demo, dev, doctor, migrate, run, server};
+use fail::Fail;
+
+/// Durable workflows: run the server, look at runs, try it out.
+///
+/// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not reachable, 130 interrupted. Every option can
+/// be given as EVERSTEP_NAME in the environment or as `name = value` in everstep.toml.
+#[derive(Debug, Parser)]
+#[command(name = "everstep", version, disable_help_subcommand = true)]
+struct Cli {
+    /// Configuration file [default: everstep.toml if it is there]
+    #[arg(long, global = true, env = "EVERSTEP_CONFIG", value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a complete Everstep on this machine, with its data in a file
+    Dev(dev::Args),
+    /// Run a production server node
+    Server(server::Args),
+    /// Bring a Postgres database to this version's schema
+    Migrate(migrate::Args),
+    /// Start, show and steer runs
+    #[command(subcommand)]
+    Run(run::Command),
+    /// Export and check a database without a server
+    #[command(subcommand)]
+    Admin(admin::Command),
+    /// Check that what a node needs is there
+    Doctor(doctor::Args),
+    /// See it work
+    #[command(subcommand)]
+    Demo(demo::Command),
+    /// Measure it on this machine
+    Bench(bench::Args),
+    /// Print shell completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    // A process has one TLS provider, chosen before anything can need it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // Settings of the file become the environment's where that has none, so that one order holds
+    // everywhere: flag, environment, file, default.
+    let settings = match file::settings(std::env::args_os()) {
+        Ok(settings) => settings,
+        Err(error) => return error.report(),
+    };
+    let cli = match Cli::try_parse_from(file::with_settings(std::env::args_os(), &settings, &Cli::command())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Fail::refused(format!("no runtime: {error}")).report(),
+    };
+    let result = runtime.block_on(async {
+        let telemetry = telemetry::install()?;
+        let result = dispatch(cli.command).await;
+        telemetry.flush();
+        result
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fail) => fail.report(),
+    }
+}
+
+async fn dispatch(command: Command) -> Result<(), Fail> {
+    match command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Server(args) => server::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Run(command) => run::run(command).await,
+        Command::Admin(command) => admin::run(command).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Demo(demo::Command::Crash(args)) => crash::run(args).await,
+        Command::Demo(command) => demo::run(command).await,
+        Command::Bench(args) => bench::run(args).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "everstep", &mut script);
+            out::write(&script)
+        }
+    }
+}

@@ -383,7 +383,8 @@ async fn notices_survive_dropped_waits(harness: &dyn Harness) {
     let (a, b) = (harness.node().await, harness.node().await);
     let sender = NodeId::from_uuid(id());
     for _ in 0..20 {
-        assert!(poll_once(b.notices()).is_pending());
+        // Others' notices may pass by on a shared server; this wait only matters for being dropped.
+        let _ = poll_once(b.notices());
         let sent = notice(sender);
         a.notify(sent).await;
         assert_eq!(notice_from(&*b, sender).await, sent);

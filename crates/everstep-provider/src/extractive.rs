@@ -160,7 +160,7 @@ fn split(text: &str) -> Vec<String> {
         let prose = !fenced
             && !bullet.is_empty()
             && !line.starts_with(['#', '|', '`', '='])
-            && bullet.chars().any(char::is_alphabetic);
+            && mostly_words(bullet);
         if !prose || bullet.len() != line.len() {
             sentences_of(&paragraph, &mut sentences);
             paragraph.clear();
@@ -174,6 +174,12 @@ fn split(text: &str) -> Vec<String> {
     }
     sentences_of(&paragraph, &mut sentences);
     sentences
+}
+
+/// Drawings, tables and code have more marks than letters.
+fn mostly_words(line: &str) -> bool {
+    let words = line.chars().filter(|c| c.is_alphabetic() || *c == ' ').count();
+    words * 10 >= line.chars().count() * 7 && line.chars().any(char::is_alphabetic)
 }
 
 fn sentences_of(paragraph: &str, out: &mut Vec<String>) {

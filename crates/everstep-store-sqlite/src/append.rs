@@ -212,7 +212,7 @@ async fn attempt(
     wanted: &[usize],
     verdicts: &mut [Option<Verdict>],
 ) -> Result<(), TxError> {
-    let connection = held.connection()?;
+    let connection = held.connection().await.map_err(TxError::Before)?;
     let taken = find_taken(connection, batch, wanted).await.map_err(TxError::Before)?;
     let free: Vec<usize> = wanted.iter().copied().filter(|number| !taken.contains(number)).collect();
     if free.is_empty() {

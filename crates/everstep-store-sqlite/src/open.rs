@@ -62,7 +62,7 @@ impl SqliteStore {
             .pragma("journal_size_limit", "67108864")
             .pragma("cache_size", "-32768");
         let mut connection = options.connect().await.map_err(|e| cannot_open(&path, &e))?;
-        check_version(&mut connection).await?;
+        check_version(&path, &mut connection).await?;
         check_wal(&path, &mut connection).await?;
         refuse_foreign(&path, &mut connection).await?;
         MIGRATIONS.run(&mut connection).await.map_err(|e| migration_error(&path, &e))?;
@@ -88,7 +88,7 @@ impl SqliteStore {
         let path = resolve(path)?;
         let mut connection =
             options(&path).read_only(true).connect().await.map_err(|e| cannot_open(&path, &e))?;
-        check_version(&mut connection).await?;
+        check_version(&path, &mut connection).await?;
         check_migrated(&path, &mut connection).await?;
         let inner = Inner { writer: None, readers: readers(&path), clock: Clock::default() };
         Ok(Self { inner: Arc::new(inner) })
@@ -156,11 +156,11 @@ fn cannot_open(path: &Path, e: &sqlx::Error) -> Error {
     }
 }
 
-async fn check_version(connection: &mut SqliteConnection) -> Result<(), Error> {
+async fn check_version(path: &Path, connection: &mut SqliteConnection) -> Result<(), Error> {
     let version: String = sqlx::query_scalar("SELECT sqlite_version()")
         .fetch_one(connection)
         .await
-        .map_err(|e| before_commit(&e))?;
+        .map_err(|e| cannot_open(path, &e))?;
     if is_sound(&version) {
         return Ok(());
     }

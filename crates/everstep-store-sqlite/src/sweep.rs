@@ -152,7 +152,9 @@ async fn claim_timers(
         .await?;
     }
     let next = sqlx::query_scalar(
-        "SELECT fire_at FROM timers WHERE claimed_until IS NULL OR claimed_until < ? ORDER BY fire_at LIMIT 1",
+        "SELECT fire_at FROM timers
+          WHERE fire_at > ?1 AND (claimed_until IS NULL OR claimed_until < ?1)
+          ORDER BY fire_at LIMIT 1",
     )
     .bind(now.as_micros())
     .fetch_optional(connection)

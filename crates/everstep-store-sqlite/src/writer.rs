@@ -49,11 +49,9 @@ impl Writer {
 
     /// Waits for the connection, and opens a new one if the last was thrown away.
     pub(crate) async fn lock(&self) -> Result<Held<'_>, sqlx::Error> {
-        let mut slot = self.connection.lock().await;
-        if slot.is_none() {
-            *slot = Some(self.options.connect().await?);
-        }
-        Ok(Held { slot })
+        let mut held = Held { slot: self.connection.lock().await, options: &self.options };
+        held.connection().await?;
+        Ok(held)
     }
 
     /// Runs `work` in a transaction of its own task: it ends even if the caller is gone.
@@ -66,8 +64,8 @@ impl Writer {
         let task = tokio::spawn(async move {
             let mut held = writer.lock().await.map_err(|e| before_commit(&e))?;
             let result = async {
-                held.execute("BEGIN IMMEDIATE").await?;
-                let done = work(held.connection()?).await.map_err(TxError::Before)?;
+                let connection = held.begin().await.map_err(TxError::Before)?;
+                let done = work(connection).await.map_err(TxError::Before)?;
                 held.commit().await?;
                 Ok(done)
             }
@@ -95,21 +93,28 @@ impl Writer {
 /// The writing connection, held for one transaction.
 pub(crate) struct Held<'w> {
     slot: MutexGuard<'w, Option<SqliteConnection>>,
+    options: &'w SqliteConnectOptions,
 }
 
 impl Held<'_> {
-    /// The connection itself.
-    pub(crate) fn connection(&mut self) -> Result<&mut SqliteConnection, TxError> {
-        self.slot.as_mut().ok_or(TxError::Before(sqlx::Error::WorkerCrashed))
+    /// The connection itself; a new one, if the last was thrown away.
+    pub(crate) async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+        let connection = match self.slot.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await?,
+        };
+        Ok(self.slot.insert(connection))
     }
 
-    async fn execute(&mut self, sql: &'static str) -> Result<(), TxError> {
-        let connection = self.connection()?;
-        sqlx::query(sql).execute(connection).await.map(drop).map_err(TxError::Before)
+    async fn begin(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+        let connection = self.connection().await?;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+        Ok(connection)
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), TxError> {
-        let connection = self.connection()?;
+        // Without a connection there is no transaction: nothing of it can be durable.
+        let connection = self.slot.as_mut().ok_or(TxError::Before(sqlx::Error::WorkerCrashed))?;
         sqlx::query("COMMIT").execute(connection).await.map(drop).map_err(TxError::AtCommit)
     }
 
@@ -117,9 +122,7 @@ impl Held<'_> {
     pub(crate) async fn rollback(&mut self) {
         let Some(connection) = self.slot.as_mut() else { return };
         let rolled_back = sqlx::query("ROLLBACK").execute(connection).await;
-        // A failed statement may have ended the transaction by itself, or none may have begun. SQLite
-        // reports that as an error of no particular kind, so the connection is not trusted any further.
-        if rolled_back.is_err() {
+        if rolled_back.is_err_and(|e| !has_no_transaction(&e)) {
             self.discard().await;
         }
     }
@@ -147,4 +150,10 @@ async fn close(connection: SqliteConnection) {
     if let Err(e) = connection.close().await {
         tracing::debug!(error = %e, "closing a database connection");
     }
+}
+
+/// What ROLLBACK answers when the failed statement has ended the transaction by itself (a full disk), or
+/// none was begun. SQLite has no code of its own for it.
+fn has_no_transaction(e: &sqlx::Error) -> bool {
+    e.as_database_error().is_some_and(|e| e.message().contains("no transaction is active"))
 }

@@ -1,5 +1,8 @@
 //! The in-memory store: the semantics of the port, without a database. Nothing survives the process.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +20,9 @@ use crate::{
 
 /// Payload bytes of one page of events, beyond which the page ends.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The end of a timer's claim while nobody has claimed it.
+const UNCLAIMED: Timestamp = Timestamp::from_micros(i64::MIN);
 
 /// A store in memory. Its clock is the caller's, so that a simulation can move it.
 pub struct MemoryStore {
@@ -68,8 +74,7 @@ impl MemoryStore {
     pub fn append_sync(&self, batch: Vec<Append>) -> AppendReply {
         let now = (self.clock)();
         let mut tables = self.lock();
-        let verdicts = batch.iter().map(|append| tables.append(append, now)).collect();
-        AppendReply { now: Some(now), verdicts }
+        AppendReply { now: Some(now), verdicts: tables.append(&batch, now) }
     }
 
     /// [`Log::read_events`], at once.
@@ -169,7 +174,8 @@ impl MemoryStore {
     /// [`Sessions::owned_runs`], at once.
     pub fn owned_runs_sync(&self, session: SessionId, after: Option<RunId>, limit: usize) -> Vec<RunId> {
         let tables = self.lock();
-        let owned = tables.runs.values().filter(|r| r.owner == Some(session) && Some(r.run_id) > after);
+        let open = tables.runs.values().filter(|r| !r.status.is_closed());
+        let owned = open.filter(|r| r.owner == Some(session) && Some(r.run_id) > after);
         owned.map(|r| r.run_id).take(limit).collect()
     }
 
@@ -238,7 +244,9 @@ impl MemoryStore {
                 .is_some_and(|(s, _, closed)| s.node_id == node && !closed)
         };
         let stale = tables.wakes.iter().filter(|((run, _), at)| at.after(age) < now && here(run));
-        stale.map(|(key, _)| *key).take(limit).collect()
+        // In order of seq, so that the last one of each run stays.
+        let last: BTreeMap<RunId, Seq> = stale.map(|(key, _)| *key).collect();
+        last.into_iter().take(limit).collect()
     }
 
     /// [`Sweep::delete_wakes`], at once.
@@ -270,34 +278,39 @@ impl MemoryStore {
 }
 
 impl Tables {
-    fn append(&mut self, append: &Append, now: Timestamp) -> Verdict {
-        // Both runs are checked before either is written: they stand or fall together.
-        for run in append.runs() {
-            if let Some(verdict) = self.refuse(run) {
-                return verdict;
+    fn append(&mut self, batch: &[Append], now: Timestamp) -> Vec<Verdict> {
+        let (mut runs, mut ids) = (BTreeSet::new(), BTreeSet::new());
+        let mut verdicts = Vec::with_capacity(batch.len());
+        for append in batch {
+            // A run or workflow id that an earlier append of the batch names is not decided twice.
+            let mut fresh = true;
+            for run in append.runs() {
+                fresh &= runs.insert(run.run_id);
+                if let Some(claim) = &run.start {
+                    fresh &= ids.insert((claim.namespace.as_str(), claim.workflow_id.as_str()));
+                }
             }
+            verdicts.push(match malformed(append) {
+                Some(problem) => Verdict::Failed(Error::Refused(problem)),
+                // Both runs are checked before either is written: they stand or fall together.
+                None if fresh && append.runs().all(|run| self.admits(run)) => {
+                    append.runs().for_each(|run| self.write(run, now));
+                    Verdict::Committed
+                }
+                None => Verdict::Conflict,
+            });
         }
-        for run in append.runs() {
-            self.write(run, now);
-        }
-        Verdict::Committed
+        verdicts
     }
 
-    fn refuse(&self, append: &RunAppend) -> Option<Verdict> {
-        if let Some(claim) = &append.start {
+    fn admits(&self, append: &RunAppend) -> bool {
+        let free = append.start.as_ref().is_none_or(|claim| {
             let key = (claim.namespace.clone(), claim.workflow_id.clone());
-            let requested =
-                self.start_requests.contains_key(&(key.0.clone(), key.1.clone(), claim.request_id.clone()));
-            if requested || self.workflow_ids.get(&key).copied() != claim.expected {
-                return Some(Verdict::Conflict);
-            }
-        }
+            let expected = self.workflow_ids.get(&key).copied() == claim.expected;
+            expected && !self.start_requests.contains_key(&(key.0, key.1, claim.request_id.clone()))
+        });
         let tail = self.events.get(&append.run_id).map_or(0, Vec::len) as Seq;
-        match append.events.first() {
-            None => Some(Verdict::Failed(Error::Refused("an append holds at least one event".to_owned()))),
-            Some(first) if first.seq != tail + 1 => Some(Verdict::Conflict),
-            Some(_) => None,
-        }
+        free && append.events.first().is_some_and(|first| first.seq == tail + 1)
     }
 
     fn write(&mut self, append: &RunAppend, now: Timestamp) {
@@ -317,7 +330,7 @@ impl Tables {
                     }
                 }
                 Write::TimerSet(timer) => {
-                    self.timers.insert((run_id, timer.key), (timer.fire_at, Timestamp::default()));
+                    self.timers.insert((run_id, timer.key), (timer.fire_at, UNCLAIMED));
                 }
                 Write::TimerDeleted(key) => {
                     self.timers.remove(&(run_id, *key));
@@ -331,7 +344,7 @@ impl Tables {
                     self.tasks.remove(&run_id);
                 }
                 Write::WakeSet { seq } => {
-                    self.wakes.insert((run_id, *seq), now);
+                    self.wakes.entry((run_id, *seq)).or_insert(now);
                 }
                 Write::WakesDeleted { up_to } => {
                     self.wakes.retain(|(run, seq), _| *run != run_id || seq > up_to)
@@ -339,6 +352,24 @@ impl Tables {
             }
         }
     }
+}
+
+/// What is wrong with the shape of an append, whatever the tables hold.
+fn malformed(append: &Append) -> Option<String> {
+    if append.with.as_ref().is_some_and(|with| with.run_id == append.run.run_id) {
+        return Some("a group names the same run twice".to_owned());
+    }
+    append.runs().find_map(|run| {
+        let Some(first) = run.events.first() else {
+            return Some("an append holds at least one event".to_owned());
+        };
+        let ordered = run.events.windows(2).all(|pair| pair[0].seq.checked_add(1) == Some(pair[1].seq));
+        if first.seq == 0 || !ordered {
+            return Some(format!("events of run {} are not in order of seq, from 1", run.run_id));
+        }
+        let misplaced = run.start.is_some() && first.seq != 1;
+        misplaced.then(|| format!("run {} claims a workflow id with a later event", run.run_id))
+    })
 }
 
 #[async_trait]

@@ -25,10 +25,10 @@ use crate::{Ctx, RunInfo, WorkflowError};
 const POLLS_MAX: u32 = 1_000;
 
 /// A workflow's future.
-pub type WorkflowFuture = Pin<Box<dyn Future<Output = Result<Payload, WorkflowError>> + Send>>;
+pub(crate) type WorkflowFuture = Pin<Box<dyn Future<Output = Result<Payload, WorkflowError>> + Send>>;
 
 /// Makes a workflow's future for one run.
-pub type WorkflowFactory = Arc<dyn Fn(Ctx, Payload) -> WorkflowFuture + Send + Sync>;
+pub(crate) type WorkflowFactory = Arc<dyn Fn(Ctx, Payload) -> WorkflowFuture + Send + Sync>;
 
 /// One run of a workflow, between two events.
 pub struct Machine {
@@ -126,7 +126,7 @@ impl Wake for Detector {
 
 impl Machine {
     /// A run whose history begins with this `RunStarted` event. Apply that event first.
-    pub fn new(run: RunId, start: &RunStarted, at: Timestamp, workflow: &WorkflowFactory) -> Self {
+    pub(crate) fn new(run: RunId, start: &RunStarted, at: Timestamp, workflow: &WorkflowFactory) -> Self {
         let info = RunInfo {
             run_id: run,
             workflow_id: start.workflow_id.clone(),

@@ -1,0 +1,300 @@
+//! `everstep run …`: start, show and steer runs.
+
+use std::io::Read;
+use std::time::Duration;
+
+use clap::Subcommand;
+use everstep::client::{RunListFilter, RunPage};
+use everstep::{Client, RunHandle, RunStatus};
+use serde_json::{Value, json};
+
+use crate::fail::Fail;
+use crate::out::{self, Format};
+use crate::{json, node};
+
+/// Largest input that is read; a payload may hold 2 MiB.
+const INPUT_BYTES_MAX: u64 = 3 * 1024 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// The server
+    #[arg(long, env = "EVERSTEP_ADDRESS", default_value = "http://127.0.0.1:7417", value_name = "URL")]
+    address: String,
+    /// The namespace
+    #[arg(long, env = "EVERSTEP_NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// How to write data
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a run
+    Start {
+        /// Which workflow
+        workflow_type: String,
+        /// Your business key for it [default: made up]
+        #[arg(long)]
+        workflow_id: Option<String>,
+        /// Queue whose workers run it
+        #[arg(long, default_value = "default")]
+        task_queue: String,
+        /// Its input: JSON, @FILE with JSON, or - for standard input
+        #[arg(long, default_value = "null", value_name = "JSON|@FILE|-")]
+        input: String,
+        /// Your id of this request: the same id starts one run only
+        #[arg(long)]
+        request_id: Option<String>,
+        /// Its longest life, like 30s or 2h
+        #[arg(long, value_parser = node::parse_duration)]
+        run_timeout: Option<Duration>,
+        /// Wait for its result and print that
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List runs, newest first
+    List {
+        /// Only this workflow type
+        #[arg(long)]
+        workflow_type: Option<String>,
+        /// Only these: running, blocked, completed, failed, canceled, terminated, timed_out
+        #[arg(long, value_parser = parse_status)]
+        status: Vec<RunStatus>,
+        /// How many at most
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show one run
+    Show {
+        /// Run id or workflow id
+        run: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print a run's events
+    History {
+        /// Run id or workflow id
+        run: String,
+        /// Only events after this seq
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// Go on until the run ends
+        #[arg(long)]
+        follow: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Watch a run's steps until it ends
+    Watch {
+        /// Run id or workflow id
+        run: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Wait for a run's result and print it; exit 1 if it did not complete
+    Result {
+        /// Run id or workflow id
+        run: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Send a run a message
+    Signal {
+        /// Run id or workflow id
+        run: String,
+        /// Name that the workflow waits for
+        name: String,
+        /// The message: JSON, @FILE with JSON, or - for standard input
+        #[arg(long, default_value = "null", value_name = "JSON|@FILE|-")]
+        input: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Ask a run to stop in its own time
+    Cancel {
+        /// Run id or workflow id
+        run: String,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Stop a run now
+    Terminate {
+        /// Run id or workflow id
+        run: String,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+pub(crate) async fn run(command: Command) -> Result<(), Fail> {
+    tokio::select! {
+        result = carry_out(command) => result,
+        _ = tokio::signal::ctrl_c() => Err(Fail::interrupted()),
+    }
+}
+
+async fn carry_out(command: Command) -> Result<(), Fail> {
+    match command {
+        Command::Start { workflow_type, workflow_id, task_queue, input, request_id, run_timeout, wait, target } => {
+            let input = read_input(&input)?;
+            let mut start = target.client()?.workflow::<Value>(workflow_type).task_queue(task_queue);
+            if let Some(id) = workflow_id {
+                start = start.workflow_id(id);
+            }
+            if let Some(id) = request_id {
+                start = start.request_id(id);
+            }
+            if let Some(timeout) = run_timeout {
+                start = start.run_timeout(timeout);
+            }
+            let handle = start.start(&input).await?;
+            if wait {
+                return print_result(&handle, target.output).await;
+            }
+            let description = handle.describe().await?;
+            match target.output {
+                Format::Text => out::line(&description.run.run_id),
+                Format::Json => out::json(&json::run(&description)),
+                Format::Jsonl => out::line(&json::run(&description).to_string()),
+            }
+        }
+        Command::List { workflow_type, status, limit, target } => list(workflow_type, status, limit, &target).await,
+        Command::Show { run, target } => {
+            let description = target.handle(&run)?.describe().await?;
+            let value = json::run(&description);
+            match target.output {
+                Format::Json => out::json(&value),
+                Format::Jsonl => out::line(&value.to_string()),
+                Format::Text => {
+                    let Value::Object(fields) = value else { return Ok(()) };
+                    for (name, value) in fields.iter().filter(|(_, v)| !v.is_null() && **v != json!("")) {
+                        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                        out::line(&format!("{name:<17} {text}"))?;
+                    }
+                    Ok(())
+                }
+            }
+        }
+        Command::History { run, after, follow, target } => history(&target, &run, after, follow).await,
+        Command::Watch { run, target } => {
+            history(&target, &run, 0, true).await?;
+            let description = target.handle(&run)?.describe().await?;
+            out::note(&format!("the run is {}", description.status));
+            Ok(())
+        }
+        Command::Result { run, target } => print_result(&target.handle(&run)?, target.output).await,
+        Command::Signal { run, name, input, target } => {
+            let input = read_input(&input)?;
+            Ok(target.handle(&run)?.signal(&name, &input).await?)
+        }
+        Command::Cancel { run, reason, target } => Ok(target.handle(&run)?.cancel(&reason).await?),
+        Command::Terminate { run, reason, target } => Ok(target.handle(&run)?.terminate(&reason).await?),
+    }
+}
+
+impl Target {
+    fn client(&self) -> Result<Client, Fail> {
+        Ok(Client::connect(&self.address)?.namespace(self.namespace.clone()))
+    }
+
+    /// A UUID is a run id, all else a workflow id.
+    fn handle(&self, run: &str) -> Result<RunHandle<Value>, Fail> {
+        let client = self.client()?;
+        Ok(match run.parse() {
+            Ok(run_id) => client.handle(run_id),
+            Err(_) => client.latest(run),
+        })
+    }
+}
+
+fn parse_status(text: &str) -> Result<RunStatus, String> {
+    let known = || RunStatus::ALL.map(RunStatus::as_str).join(", ");
+    RunStatus::parse(text).ok_or_else(|| format!("unknown status; known are {}", known()))
+}
+
+/// JSON from the command line, a file, or standard input.
+fn read_input(given: &str) -> Result<Value, Fail> {
+    let (source, text) = match given.strip_prefix('@') {
+        Some(path) => (path.to_owned(), crate::commands::demo::read_text(path.as_ref(), INPUT_BYTES_MAX)?),
+        None if given == "-" => {
+            let mut text = String::new();
+            let read = std::io::stdin().take(INPUT_BYTES_MAX + 1).read_to_string(&mut text);
+            read.map_err(|e| Fail::refused(format!("standard input: {e}")))?;
+            ("standard input".to_owned(), text)
+        }
+        None => ("--input".to_owned(), given.to_owned()),
+    };
+    if text.len() as u64 > INPUT_BYTES_MAX {
+        return Err(Fail::refused(format!("{source} holds more than {INPUT_BYTES_MAX} bytes")));
+    }
+    serde_json::from_str(text.trim_start_matches('\u{feff}'))
+        .map_err(|e| Fail::usage(format!("{source} is not JSON: {e}")))
+}
+
+async fn list(
+    workflow_type: Option<String>,
+    statuses: Vec<RunStatus>,
+    limit: usize,
+    target: &Target,
+) -> Result<(), Fail> {
+    let client = target.client()?;
+    let page_size = i32::try_from(limit.clamp(1, 1_000)).unwrap_or(1_000);
+    let filter = RunListFilter { workflow_type, statuses, page_size, ..RunListFilter::default() };
+    let (mut runs, mut token) = (Vec::new(), String::new());
+    loop {
+        let RunPage { runs: page, next_page_token } = client.list(&filter, &token).await?;
+        runs.extend(page);
+        token = next_page_token;
+        if token.is_empty() || runs.len() >= limit {
+            break;
+        }
+    }
+    runs.truncate(limit);
+    match target.output {
+        Format::Json => out::json(&Value::Array(runs.iter().map(json::run).collect())),
+        Format::Jsonl => runs.iter().try_for_each(|r| out::line(&json::run(r).to_string())),
+        Format::Text => {
+            out::line(&format!("{:<36}  {:<10}  {:<20}  {:<24}  STARTED", "RUN", "STATUS", "WORKFLOW", "WORKFLOW ID"))?;
+            runs.iter().try_for_each(|r| {
+                let value = json::run(r);
+                let started = value["started_at"].as_str().unwrap_or_default().to_owned();
+                let started = started.get(..19).unwrap_or_default().replace('T', " ");
+                let (kind, id) = (&r.run.workflow_type, &r.run.workflow_id);
+                out::line(&format!("{:<36}  {:<10}  {kind:<20}  {id:<24}  {started}", r.run.run_id, r.status.as_str()))
+            })
+        }
+    }
+}
+
+async fn history(target: &Target, run: &str, after: u64, follow: bool) -> Result<(), Fail> {
+    let mut stream = target.handle(run)?.history(after, follow).await?;
+    let mut all = Vec::new();
+    while let Some(event) = stream.next().await? {
+        match target.output {
+            Format::Text => out::line(&json::event_line(&event))?,
+            Format::Jsonl => out::line(&json::event(&event).to_string())?,
+            Format::Json => all.push(json::event(&event)),
+        }
+    }
+    if target.output == Format::Json { out::json(&Value::Array(all)) } else { Ok(()) }
+}
+
+async fn print_result(handle: &RunHandle<Value>, output: Format) -> Result<(), Fail> {
+    let result = handle.result().await?;
+    match (output, &result) {
+        (Format::Text, Value::String(text)) => out::line(text),
+        (Format::Jsonl, value) => out::line(&value.to_string()),
+        (_, value) => out::json(value),
+    }
+}

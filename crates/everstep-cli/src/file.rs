@@ -1,0 +1,93 @@
+//! The configuration file: option names and values, below the environment and above the defaults.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::fail::Fail;
+
+/// Settings of the configuration file, by option name.
+pub(crate) type Settings = BTreeMap<String, String>;
+
+/// Reads the file that `--config` or `EVERSTEP_CONFIG` names, or `everstep.toml` if it is there.
+pub(crate) fn settings(args: impl Iterator<Item = OsString>) -> Result<Settings, Fail> {
+    let args: Vec<String> = args.map(|a| a.to_string_lossy().into_owned()).collect();
+    let flag = args.iter().position(|a| a == "--config").and_then(|i| args.get(i + 1).cloned());
+    let flag = flag.or_else(|| args.iter().find_map(|a| a.strip_prefix("--config=").map(str::to_owned)));
+    let named = flag.or_else(|| std::env::var("EVERSTEP_CONFIG").ok().filter(|v| !v.is_empty()));
+    let (path, required) = match named {
+        Some(path) => (PathBuf::from(path), true),
+        None => (PathBuf::from("everstep.toml"), false),
+    };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => return Ok(Settings::new()),
+        Err(e) => return Err(Fail::usage(format!("{}: {e}", path.display()))),
+    };
+    parse(&text).map_err(|(line, problem)| Fail::usage(format!("{}:{line}: {problem}", path.display())))
+}
+
+/// The settings in a file's text, or the line and what is wrong with it.
+fn parse(text: &str) -> Result<Settings, (usize, String)> {
+    let line_of = |at: usize| text[..at.min(text.len())].lines().count().max(1);
+    let table: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| (e.span().map_or(1, |s| line_of(s.start + 1)), e.message().to_owned()))?;
+    let line_with = |key: &str| {
+        text.lines().position(|l| l.trim_start().trim_start_matches('"').starts_with(key)).map_or(1, |i| i + 1)
+    };
+    let mut settings = Settings::new();
+    for (key, value) in table {
+        let text = match value {
+            toml::Value::String(s) => s,
+            toml::Value::Integer(n) => n.to_string(),
+            toml::Value::Boolean(b) => b.to_string(),
+            other => return Err((line_with(&key), format!("'{key}' is a {}, not text, a number or true/false", other.type_str()))),
+        };
+        if !OPTIONS.contains(&key.as_str()) {
+            return Err((line_with(&key), format!("unknown setting '{key}'; known are {}", OPTIONS.join(", "))));
+        }
+        settings.insert(key, text);
+    }
+    Ok(settings)
+}
+
+/// What the file may set: options that describe a place, not a request.
+const OPTIONS: &[&str] =
+    &["address", "namespace", "database-url", "nats-url", "listen", "db", "port", "lease", "insecure-allow-remote"];
+
+/// The arguments, with the file's settings for options that neither flag nor environment gives.
+pub(crate) fn with_settings(
+    args: impl Iterator<Item = OsString>,
+    settings: &Settings,
+    command: &clap::Command,
+) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    let mut at = command;
+    for word in args.iter().skip(1).filter_map(|a| a.to_str()) {
+        if let Some(sub) = at.find_subcommand(word) {
+            at = sub;
+        }
+    }
+    let mut extra = Vec::new();
+    for (name, value) in settings {
+        let Some(option) = at.get_arguments().find(|a| a.get_long() == Some(name)) else { continue };
+        let flag = format!("--{name}");
+        let given = args.iter().any(|a| a.to_str().is_some_and(|a| a == flag || a.starts_with(&format!("{flag}="))));
+        let in_environment = option.get_env().is_some_and(|e| std::env::var_os(e).is_some_and(|v| !v.is_empty()));
+        if given || in_environment {
+            continue;
+        }
+        if option.get_action().takes_values() {
+            extra.push(OsString::from(format!("{flag}={value}")));
+        } else if value == "true" {
+            extra.push(OsString::from(flag));
+        }
+    }
+    // In front of a `--` that ends the options.
+    let end = args.iter().position(|a| a == "--").unwrap_or(args.len());
+    args.splice(end..end, extra);
+    args
+}
+
+#[cfg(test)]
+mod tests;

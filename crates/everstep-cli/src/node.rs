@@ -1,0 +1,149 @@
+//! A server node of this process, and stores by their URL.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use everstep_core::NodeId;
+use everstep_dispatch::{Dispatch, InProcess};
+use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
+use everstep_engine::{Engine, EngineConfig};
+use everstep_server::{Server, ServerOptions};
+use everstep_store::Store;
+use everstep_store_sqlite::SqliteStore;
+use uuid::Uuid;
+
+use crate::fail::Fail;
+
+/// Where a database is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Database {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(String),
+}
+
+impl std::str::FromStr for Database {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Postgres(text.to_owned()));
+        }
+        match text.strip_prefix("sqlite:") {
+            Some(path) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            _ => Err("must be postgres://USER@HOST/NAME or sqlite:FILE".to_owned()),
+        }
+    }
+}
+
+impl Database {
+    /// Opens it to write.
+    pub(crate) async fn open(&self, allow_fsync_off: bool) -> Result<Arc<dyn Store>, Fail> {
+        Ok(match self {
+            Self::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
+            Self::Postgres(_) => {
+                let _ = allow_fsync_off;
+                return Err(Fail::refused("this build has no Postgres adapter yet: use sqlite:FILE"));
+            }
+        })
+    }
+
+    /// Opens it to read, without a server.
+    pub(crate) async fn open_read_only(&self) -> Result<Arc<dyn Store>, Fail> {
+        Ok(match self {
+            Self::Sqlite(path) => Arc::new(SqliteStore::open_existing_read_only(path).await?),
+            Self::Postgres(_) => {
+                return Err(Fail::refused("this build has no Postgres adapter yet: use sqlite:FILE"));
+            }
+        })
+    }
+}
+
+/// The folder of a database file, made if it is not there.
+pub(crate) fn make_folder(file: &Path) -> Result<(), Fail> {
+    match file.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).map_err(|e| Fail::refused(format!("{}: {e}", folder.display())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// How a node is started.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeOptions {
+    pub(crate) listen: SocketAddr,
+    pub(crate) lease: Duration,
+    pub(crate) allow_remote: bool,
+    pub(crate) nats_url: Option<String>,
+}
+
+/// A node that listens, not serving yet.
+pub(crate) struct Listening {
+    server: Server,
+    engine: Engine,
+    pub(crate) address: SocketAddr,
+}
+
+/// Opens everything a node needs and listens.
+pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Result<Listening, Fail> {
+    let node_id = NodeId::from_uuid(Uuid::new_v4());
+    let mut server_options = ServerOptions::new(node_id);
+    server_options.allow_remote = options.allow_remote;
+    let server = Server::bind(options.listen, server_options).await?;
+    let dispatch: Arc<dyn Dispatch> = match &options.nats_url {
+        Some(url) => Arc::new(
+            NatsDispatch::connect(url, NatsOptions::default()).await.map_err(|e| Fail::unreachable(e.to_string()))?,
+        ),
+        None => Arc::new(InProcess::new()),
+    };
+    let mut config = EngineConfig::new(node_id);
+    config.lease = options.lease.into();
+    let engine = Engine::start(config, store, dispatch).await?;
+    Ok(Listening { address: server.local_addr(), server, engine })
+}
+
+impl Listening {
+    /// Serves until the first SIGTERM or Ctrl-C, then drains; a second one ends the process at once.
+    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Fail> {
+        Ok(self.server.serve(self.engine, stop).await?)
+    }
+}
+
+/// Ready at SIGTERM or Ctrl-C.
+pub(crate) async fn stop_signal() {
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(_) => return,
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    tokio::spawn(async {
+        let again = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+        let Ok(mut again) = again else { return };
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = again.recv() => {}
+        }
+        std::process::exit(130);
+    });
+}
+
+/// A duration on the command line: `500ms`, `10s`, `5m`, `2h`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| "must be like 500ms, 10s, 5m or 2h".to_owned())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3_600))),
+        _ => Err("must be like 500ms, 10s, 5m or 2h".to_owned()),
+    }
+}
