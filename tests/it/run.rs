@@ -73,7 +73,8 @@ async fn a_parked_run_is_woken_by_a_signal_or_by_its_timer() -> anyhow::Result<(
     for store in stores::all().await? {
         let node = node_on(&store).await?;
         let park_at_once = Duration::from_millis(1);
-        let _worker = RunningWorker::start(node.worker().park_after(park_at_once).register("approve", approve))?;
+        let _worker =
+            RunningWorker::start(node.worker().park_after(park_at_once).register("approve", approve))?;
         let client = node.client()?;
         let signaled = client.workflow::<String>("approve").start(&3_600_000u64).await?;
         let timed = client.workflow::<String>("approve").start(&300u64).await?;
@@ -136,7 +137,8 @@ async fn a_failing_step_is_tried_again_and_a_final_failure_ends_the_run() -> any
 async fn a_worker_that_dies_leaves_its_runs_to_another() -> anyhow::Result<()> {
     async fn two_steps(ctx: Ctx, (): ()) -> Result<Vec<u32>, WorkflowError> {
         let first = ctx.step("first", || async { Ok::<_, StepError>(1) }).await?;
-        let second = ctx.step("second", || async { Ok::<_, StepError>(everstep::step_info().map_or(0, |s| s.attempt)) });
+        let second = ctx
+            .step("second", || async { Ok::<_, StepError>(everstep::step_info().map_or(0, |s| s.attempt)) });
         Ok(vec![first, second.await?])
     }
     async fn hangs(ctx: Ctx, (): ()) -> Result<Vec<u32>, WorkflowError> {
@@ -223,13 +225,17 @@ async fn cancel_is_cooperative_and_terminate_is_not() -> anyhow::Result<()> {
         let run = client.workflow::<()>("careful").start(&()).await?;
         run.cancel("enough").await?;
         match run.result().await {
-            Err(RunError::Ended { status: RunStatus::Canceled, failure }) => assert_eq!(failure.message, "cleaned up"),
+            Err(RunError::Ended { status: RunStatus::Canceled, failure }) => {
+                assert_eq!(failure.message, "cleaned up")
+            }
             other => panic!("{other:?}"),
         }
         let run = client.workflow::<()>("careful").start(&()).await?;
         run.terminate("now").await?;
         match run.result().await {
-            Err(RunError::Ended { status: RunStatus::Terminated, failure }) => assert_eq!(failure.message, "now"),
+            Err(RunError::Ended { status: RunStatus::Terminated, failure }) => {
+                assert_eq!(failure.message, "now")
+            }
             other => panic!("{other:?}"),
         }
         let refused = run.signal("late", &1).await.err().and_then(|e| e.reason().map(str::to_owned));

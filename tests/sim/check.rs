@@ -28,7 +28,11 @@ pub(crate) fn history(
     let folded = Run::fold(run, history).map_err(|e| e.to_string())?.ok_or("no events")?;
     let tables = tables.ok_or("events without a row")?;
     if folded.projection() != tables.projection {
-        return Err(format!("projection differs: fold {:?}, tables {:?}", folded.projection(), tables.projection));
+        return Err(format!(
+            "projection differs: fold {:?}, tables {:?}",
+            folded.projection(),
+            tables.projection
+        ));
     }
     let mut ended = BTreeSet::new();
     let mut signals = BTreeSet::new();
@@ -73,7 +77,8 @@ pub(crate) fn outcome(client: &Client, history: &[Event]) -> Result<(), String> 
                 Op::Parallel(branches) => branches.len(),
                 Op::Sleep { .. } | Op::Signal => 0,
             });
-            let completed = history.iter().filter(|e| matches!(e.body, EventBody::StepCompleted { .. })).count();
+            let completed =
+                history.iter().filter(|e| matches!(e.body, EventBody::StepCompleted { .. })).count();
             let expected: usize = steps.sum();
             if completed != expected {
                 return Err(format!("{completed} steps are recorded, the program has {expected}"));

@@ -1,7 +1,8 @@
 //! Clients: each starts a run, signals it, and keeps asking until it is answered.
 
 use everstep_core::{
-    CommandBody, CommandId, ConflictPolicy, Duration, Payload, Rejection, ReusePolicy, RunId, StartRun, TraceContext,
+    CommandBody, CommandId, ConflictPolicy, Duration, Payload, Rejection, ReusePolicy, RunId, StartRun,
+    TraceContext,
 };
 use everstep_engine::{Error, Started};
 use uuid::Uuid;

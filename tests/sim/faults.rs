@@ -49,7 +49,8 @@ pub(crate) struct Rates {
 
 impl Rates {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
-        let mut rate = |max: f64| if dice.chance(0.5) { max * dice.below(1_000) as f64 / 1_000.0 } else { 0.0 };
+        let mut rate =
+            |max: f64| if dice.chance(0.5) { max * dice.below(1_000) as f64 / 1_000.0 } else { 0.0 };
         Self {
             reply_lost: rate(0.05),
             request_lost: rate(0.05),

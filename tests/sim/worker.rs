@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_core::{
-    CommitCommand, Duration, Epoch, Event, EventBody, Failure, OpId, Payload, Rejection, RetryPolicy, RunId, SessionId,
-    WorkerCommit,
+    CommitCommand, Duration, Epoch, Event, EventBody, Failure, OpId, Payload, Rejection, RetryPolicy, RunId,
+    SessionId, WorkerCommit,
 };
 use everstep_engine::{HeldRun, WorkerIn, WorkerOut};
 
@@ -32,9 +32,20 @@ pub(crate) struct Held {
 pub(crate) enum Act {
     Send(WorkerIn),
     /// Run an attempt: its result comes back after so many microseconds.
-    Execute { run: RunId, epoch: Epoch, step: OpId, attempt: u32, fails: bool, after_us: u64 },
+    Execute {
+        run: RunId,
+        epoch: Epoch,
+        step: OpId,
+        attempt: u32,
+        fails: bool,
+        after_us: u64,
+    },
     /// Look at the run again then.
-    Later { run: RunId, epoch: Epoch, at_us: u64 },
+    Later {
+        run: RunId,
+        epoch: Epoch,
+        at_us: u64,
+    },
     /// Connect again, with whatever session is left.
     Reconnect,
 }
@@ -87,7 +98,10 @@ impl Worker {
                 self.welcomed = true;
                 self.renewed_us = self.connected_us;
                 let resend = |(&run_id, h): (&RunId, &Held)| {
-                    h.unacked.iter().map(move |c| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() })).collect()
+                    h.unacked
+                        .iter()
+                        .map(move |c| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() }))
+                        .collect()
                 };
                 let mut acts: Vec<Act> = self.runs.iter().flat_map(|r| -> Vec<Act> { resend(r) }).collect();
                 let runs: Vec<RunId> = self.runs.keys().copied().collect();
@@ -110,7 +124,9 @@ impl Worker {
                 self.advance(run_id, now_us)
             }
             WorkerOut::Rejected { run_id, epoch, rejection, number } => {
-                let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return Vec::new() };
+                let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else {
+                    return Vec::new();
+                };
                 if matches!(rejection, Rejection::UnseenEvents { .. }) {
                     held.unacked.retain(|c| c.number != number);
                     held.ending = false;
@@ -136,7 +152,9 @@ impl Worker {
     }
 
     fn activate(&mut self, run_id: RunId, epoch: Epoch, history: Vec<Event>) {
-        let EventBody::RunStarted(start) = &history[0].body else { panic!("a history begins with its start") };
+        let EventBody::RunStarted(start) = &history[0].body else {
+            panic!("a history begins with its start")
+        };
         let seed = start.workflow_type[1..].parse().expect("the workflow type names a program");
         for (i, event) in history.iter().enumerate() {
             assert_eq!(event.seq, i as u64 + 1, "an activation has a gap");
@@ -226,7 +244,14 @@ impl Worker {
     }
 
     /// An attempt has ended.
-    pub(crate) fn executed(&mut self, run: RunId, epoch: Epoch, step: OpId, attempt: u32, fails: bool) -> Vec<Act> {
+    pub(crate) fn executed(
+        &mut self,
+        run: RunId,
+        epoch: Epoch,
+        step: OpId,
+        attempt: u32,
+        fails: bool,
+    ) -> Vec<Act> {
         if self.runs.get(&run).is_none_or(|h| h.epoch != epoch || h.ending) {
             return Vec::new();
         }

@@ -92,19 +92,62 @@ impl Totals {
 /// Something that will happen.
 #[derive(Debug)]
 enum Coming {
-    ToNode { node: usize, life: u64, input: Box<Input> },
-    ToWorker { worker: usize, link: u64, message: WorkerOut },
-    Executed { worker: usize, life: u64, run: RunId, epoch: Epoch, step: OpId, attempt: u32, fails: bool },
-    Look { worker: usize, life: u64, run: RunId, epoch: Epoch },
-    Connect { worker: usize, life: u64 },
-    Heartbeat { worker: usize, link: u64 },
-    Sweep { node: usize, life: u64 },
-    Timers { node: usize, life: u64 },
-    ReviveNode { node: usize },
-    ReviveWorker { worker: usize },
-    Client { client: usize },
-    LateCommit { append: Box<Append> },
-    Hint { hint: TaskHint },
+    ToNode {
+        node: usize,
+        life: u64,
+        input: Box<Input>,
+    },
+    ToWorker {
+        worker: usize,
+        link: u64,
+        message: WorkerOut,
+    },
+    Executed {
+        worker: usize,
+        life: u64,
+        run: RunId,
+        epoch: Epoch,
+        step: OpId,
+        attempt: u32,
+        fails: bool,
+    },
+    Look {
+        worker: usize,
+        life: u64,
+        run: RunId,
+        epoch: Epoch,
+    },
+    Connect {
+        worker: usize,
+        life: u64,
+    },
+    Heartbeat {
+        worker: usize,
+        link: u64,
+    },
+    Sweep {
+        node: usize,
+        life: u64,
+    },
+    Timers {
+        node: usize,
+        life: u64,
+    },
+    ReviveNode {
+        node: usize,
+    },
+    ReviveWorker {
+        worker: usize,
+    },
+    Client {
+        client: usize,
+    },
+    LateCommit {
+        append: Box<Append>,
+    },
+    Hint {
+        hint: TaskHint,
+    },
     /// Every worker comes back with another build: what was blocked as poison is tried again.
     Deploy,
 }
@@ -273,7 +316,11 @@ impl World {
                 }
                 if self.workers[worker].link == link {
                     let now = self.us();
-                    let acts = self.workers[worker].worker.as_mut().map(|w| w.hear(message, now)).unwrap_or_default();
+                    let acts = self.workers[worker]
+                        .worker
+                        .as_mut()
+                        .map(|w| w.hear(message, now))
+                        .unwrap_or_default();
                     self.act(worker, acts);
                 }
             }
@@ -486,7 +533,10 @@ impl World {
     fn execute(&mut self, run: RunId, epoch: Epoch, step: OpId, attempt: u32) {
         let seed = self.seed;
         let history = self.store.read_events_sync(run, 0, usize::MAX);
-        assert!(!check::step_ended(&history, step), "seed {seed}: {run} {step} runs after its end was recorded");
+        assert!(
+            !check::step_ended(&history, step),
+            "seed {seed}: {run} {step} runs after its end was recorded"
+        );
         let first = self.executions.insert((run, step, attempt, epoch));
         assert!(first, "seed {seed}: {run} {step} attempt {attempt} runs twice under epoch {epoch}");
         *self.executed.entry((run, step)).or_default() += 1;
@@ -748,9 +798,8 @@ impl World {
     }
 
     fn stuck(&self) -> Vec<String> {
-        let open = |run: &RunId| {
-            self.store.run_tables_sync(*run).filter(|t| !t.projection.row.status.is_closed())
-        };
+        let open =
+            |run: &RunId| self.store.run_tables_sync(*run).filter(|t| !t.projection.row.status.is_closed());
         let runs = self.store.run_ids_sync();
         runs.iter()
             .filter_map(|run| {

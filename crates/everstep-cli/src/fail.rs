@@ -45,9 +45,9 @@ impl Fail {
 impl From<ClientError> for Fail {
     fn from(error: ClientError) -> Self {
         match &error {
-            ClientError::Unreachable(_) => {
-                Self::unreachable(format!("{error}; is a server running (everstep dev), and is --address right?"))
-            }
+            ClientError::Unreachable(_) => Self::unreachable(format!(
+                "{error}; is a server running (everstep dev), and is --address right?"
+            )),
             ClientError::Address { .. } => Self::usage(error.to_string()),
             ClientError::Refused { violations, .. } if !violations.is_empty() => {
                 let fields: Vec<String> = violations.iter().map(|(f, d)| format!("{f} {d}")).collect();

@@ -30,10 +30,13 @@ pub(crate) fn settings(args: impl Iterator<Item = OsString>) -> Result<Settings,
 /// The settings in a file's text, or the line and what is wrong with it.
 fn parse(text: &str) -> Result<Settings, (usize, String)> {
     let line_of = |at: usize| text[..at.min(text.len())].lines().count().max(1);
-    let table: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| (e.span().map_or(1, |s| line_of(s.start + 1)), e.message().to_owned()))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        (e.span().map_or(1, |s| line_of(s.start + 1)), e.message().to_owned())
+    })?;
     let line_with = |key: &str| {
-        text.lines().position(|l| l.trim_start().trim_start_matches('"').starts_with(key)).map_or(1, |i| i + 1)
+        text.lines()
+            .position(|l| l.trim_start().trim_start_matches('"').starts_with(key))
+            .map_or(1, |i| i + 1)
     };
     let mut settings = Settings::new();
     for (key, value) in table {
@@ -41,10 +44,18 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
             toml::Value::String(s) => s,
             toml::Value::Integer(n) => n.to_string(),
             toml::Value::Boolean(b) => b.to_string(),
-            other => return Err((line_with(&key), format!("'{key}' is a {}, not text, a number or true/false", other.type_str()))),
+            other => {
+                return Err((
+                    line_with(&key),
+                    format!("'{key}' is a {}, not text, a number or true/false", other.type_str()),
+                ));
+            }
         };
         if !OPTIONS.contains(&key.as_str()) {
-            return Err((line_with(&key), format!("unknown setting '{key}'; known are {}", OPTIONS.join(", "))));
+            return Err((
+                line_with(&key),
+                format!("unknown setting '{key}'; known are {}", OPTIONS.join(", ")),
+            ));
         }
         settings.insert(key, text);
     }
@@ -52,8 +63,17 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
 }
 
 /// What the file may set: options that describe a place, not a request.
-const OPTIONS: &[&str] =
-    &["address", "namespace", "database-url", "nats-url", "listen", "db", "port", "lease", "insecure-allow-remote"];
+const OPTIONS: &[&str] = &[
+    "address",
+    "namespace",
+    "database-url",
+    "nats-url",
+    "listen",
+    "db",
+    "port",
+    "lease",
+    "insecure-allow-remote",
+];
 
 /// The arguments, with the file's settings for options that neither flag nor environment gives.
 pub(crate) fn with_settings(
@@ -72,8 +92,10 @@ pub(crate) fn with_settings(
     for (name, value) in settings {
         let Some(option) = at.get_arguments().find(|a| a.get_long() == Some(name)) else { continue };
         let flag = format!("--{name}");
-        let given = args.iter().any(|a| a.to_str().is_some_and(|a| a == flag || a.starts_with(&format!("{flag}="))));
-        let in_environment = option.get_env().is_some_and(|e| std::env::var_os(e).is_some_and(|v| !v.is_empty()));
+        let given =
+            args.iter().any(|a| a.to_str().is_some_and(|a| a == flag || a.starts_with(&format!("{flag}="))));
+        let in_environment =
+            option.get_env().is_some_and(|e| std::env::var_os(e).is_some_and(|v| !v.is_empty()));
         if given || in_environment {
             continue;
         }

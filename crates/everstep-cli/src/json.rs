@@ -120,7 +120,9 @@ fn attributes(body: &EventBody) -> Value {
         EventBody::SignalReceived { name, signal_id, input } => {
             json!({"signal": name, "signal_id": signal_id, "input": payload(input)})
         }
-        EventBody::CancelRequested { reason } | EventBody::RunTerminated { reason } => json!({"reason": reason}),
+        EventBody::CancelRequested { reason } | EventBody::RunTerminated { reason } => {
+            json!({"reason": reason})
+        }
         EventBody::RunBlocked(b) => json!({
             "block": format!("{:?}", b.kind), "at_seq": b.at_seq, "expected": b.expected, "produced": b.produced,
             "source": b.source, "hint": b.hint, "build_id": b.build_id,
@@ -144,7 +146,10 @@ pub(crate) fn event_line(e: &Event) -> String {
         let mut shown = 0;
         for (name, value) in attributes {
             let empty = value.is_null() || value == json!("") || value == json!([]);
-            let noise = matches!(name.as_str(), "session_id" | "request_id" | "namespace" | "task_queue" | "signal_id");
+            let noise = matches!(
+                name.as_str(),
+                "session_id" | "request_id" | "namespace" | "task_queue" | "signal_id"
+            );
             if empty || noise || shown > 5 {
                 continue;
             }

@@ -66,7 +66,8 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return error.report(),
     };
-    let cli = match Cli::try_parse_from(file::with_settings(std::env::args_os(), &settings, &Cli::command())) {
+    let cli = match Cli::try_parse_from(file::with_settings(std::env::args_os(), &settings, &Cli::command()))
+    {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();

@@ -30,8 +30,10 @@ impl Telemetry {
 /// Installs both. `EVERSTEP_LOG` filters the log (default `warn`); the standard `OTEL_*` variables steer the
 /// exporter, which is off unless one of them names an endpoint.
 pub(crate) fn install() -> Result<Telemetry, Fail> {
-    let filter = std::env::var("EVERSTEP_LOG").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "warn".to_owned());
-    let filter = EnvFilter::try_new(&filter).map_err(|e| Fail::usage(format!("EVERSTEP_LOG '{filter}': {e}")))?;
+    let filter =
+        std::env::var("EVERSTEP_LOG").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "warn".to_owned());
+    let filter =
+        EnvFilter::try_new(&filter).map_err(|e| Fail::usage(format!("EVERSTEP_LOG '{filter}': {e}")))?;
     let log = fmt::layer().with_writer(std::io::stderr).with_target(false).with_filter(filter);
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let wanted = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];

@@ -233,7 +233,9 @@ pub(crate) fn changes_row(body: &EventBody) -> bool {
 fn timers_touched(body: &EventBody) -> Option<TimerKey> {
     match body {
         EventBody::RunStarted(s) => s.run_timeout.map(|_| TimerKey::RUN_TIMEOUT),
-        EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => Some(TimerKey::timer(*timer)),
+        EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => {
+            Some(TimerKey::timer(*timer))
+        }
         EventBody::TimerFired { timer } => Some(*timer),
         EventBody::StepFailed { step, .. } => Some(TimerKey::retry(*step)),
         // Only a later attempt can have a retry timer to clear.

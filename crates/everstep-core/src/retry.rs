@@ -69,7 +69,8 @@ impl RetryPolicy {
     /// # Errors
     /// [`Rejection::InvalidArgument`] naming the first field that is wrong.
     pub fn validate(&self) -> Result<(), Rejection> {
-        let bad = |field, problem: &str| Err(Rejection::InvalidArgument { field, problem: problem.to_owned() });
+        let bad =
+            |field, problem: &str| Err(Rejection::InvalidArgument { field, problem: problem.to_owned() });
         if !self.backoff_coefficient.is_finite() || self.backoff_coefficient < 1.0 {
             return bad("retry.backoff_coefficient", "must be a finite number of at least 1");
         }

@@ -22,7 +22,11 @@ impl RunTrace {
         let run_span_id = first_nonzero::<8>(&digest);
         match parse_traceparent(&context.traceparent) {
             Some((trace_id, parent, true)) => Self { trace_id, run_span_id, parent_span_id: Some(parent) },
-            _ => Self { trace_id: first_nonzero::<16>(&Sha256::digest(digest)), run_span_id, parent_span_id: None },
+            _ => Self {
+                trace_id: first_nonzero::<16>(&Sha256::digest(digest)),
+                run_span_id,
+                parent_span_id: None,
+            },
         }
     }
 

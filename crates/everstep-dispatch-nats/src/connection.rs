@@ -61,7 +61,8 @@ impl Connection {
         };
         if !client.is_server_compatible(2, 10, 0) {
             let version = client.server_info().version;
-            let problem = format!("the NATS server at {servers} is version {version}; 2.10 or newer is needed");
+            let problem =
+                format!("the NATS server at {servers} is version {version}; 2.10 or newer is needed");
             return Err(Error::Refused(problem));
         }
         Ok(Self { client, servers, disconnects, losses })

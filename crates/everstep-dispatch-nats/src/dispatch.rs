@@ -48,8 +48,7 @@ impl NatsDispatch {
     pub async fn connect(url: &str, options: NatsOptions) -> Result<Self, Error> {
         check_prefix(&options.subject_prefix)?;
         let connection = Arc::new(Connection::open(url, &options).await?);
-        let context =
-            ContextBuilder::new().timeout(options.request_timeout).build(connection.client.clone());
+        let context = ContextBuilder::new().timeout(options.request_timeout).build(connection.client.clone());
         let notice_subject = subject::of_notices(&options.subject_prefix);
         let inbox = Inbox::open(&connection, notice_subject.clone()).await?;
         let stream = TaskStream::new(context, &options);

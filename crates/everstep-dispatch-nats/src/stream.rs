@@ -93,11 +93,9 @@ impl TaskStream {
                      and subject prefix"
                 )))
             }
-            CreateStreamErrorKind::InvalidStreamName | CreateStreamErrorKind::EmptyStreamName => {
-                Err(Error::Refused(format!(
-                    "'{name}' cannot name a NATS stream; use letters, digits, - and _"
-                )))
-            }
+            CreateStreamErrorKind::InvalidStreamName | CreateStreamErrorKind::EmptyStreamName => Err(
+                Error::Refused(format!("'{name}' cannot name a NATS stream; use letters, digits, - and _")),
+            ),
             CreateStreamErrorKind::JetStreamUnavailable => Err(Error::Unavailable(
                 "the NATS server answers without JetStream; start it with -js, or wait if it is starting"
                     .to_owned(),
@@ -108,9 +106,11 @@ impl TaskStream {
 
     async fn check_existing(&self) -> Result<(), Error> {
         let name = self.name();
-        let stream = self.context.get_stream(name).await.map_err(|err| {
-            Error::Unavailable(format!("cannot look at the NATS stream {name}: {err}"))
-        })?;
+        let stream = self
+            .context
+            .get_stream(name)
+            .await
+            .map_err(|err| Error::Unavailable(format!("cannot look at the NATS stream {name}: {err}")))?;
         let config = &stream.cached_info().config;
         if config.retention != RetentionPolicy::WorkQueue || config.subjects != self.config.subjects {
             return Err(Error::Refused(format!(

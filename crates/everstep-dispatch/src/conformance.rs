@@ -211,18 +211,42 @@ async fn odd_names_are_separate(harness: &dyn Harness) {
     let unique = id();
     let long = "x".repeat(255);
     let names = [
-        "a", "a.b", "a.b.c", "*", ">", "a.*", "a.>", ".", "a b", " ", "a/b", "a\\b", "a%2Eb", "%", "%2E", "a_b",
-        "a-b", "$JS.API.>", "ä", "任务", "\t", "\r\n", "\0", "", &long,
+        "a",
+        "a.b",
+        "a.b.c",
+        "*",
+        ">",
+        "a.*",
+        "a.>",
+        ".",
+        "a b",
+        " ",
+        "a/b",
+        "a\\b",
+        "a%2Eb",
+        "%",
+        "%2E",
+        "a_b",
+        "a-b",
+        "$JS.API.>",
+        "ä",
+        "任务",
+        "\t",
+        "\r\n",
+        "\0",
+        "",
+        &long,
     ];
     let mut keys: Vec<QueueKey> = names
         .iter()
         .map(|name| QueueKey { namespace: format!("odd-{unique}"), task_queue: (*name).to_owned() })
         .collect();
     // What is the namespace's and what the queue's must not run together either.
-    keys.extend(names.iter().map(|name| QueueKey {
-        namespace: format!("odd-{unique}.{name}"),
-        task_queue: "a".to_owned(),
-    }));
+    keys.extend(
+        names
+            .iter()
+            .map(|name| QueueKey { namespace: format!("odd-{unique}.{name}"), task_queue: "a".to_owned() }),
+    );
     separate(&*node, &keys).await;
 }
 
@@ -339,20 +363,12 @@ fn notice(node: NodeId) -> Notice {
     Notice { run_id: RunId::from_uuid(id()), tail: 7, closed: true, node }
 }
 
-/// Waits for a notice of `node`, whatever else may pass by.
-async fn notice_from(dispatch: &dyn Dispatch, node: NodeId) -> Notice {
-    let found = timeout(PATIENCE, async {
-        loop {
-            let notices = dispatch.notices().await.expect("notices work");
-            if let Some(found) = notices.into_iter().find(|notice| notice.node == node) {
-                return found;
-            }
-        }
+/// Waits until `expected` is heard, whatever else passes by.
+async fn hear(dispatch: &dyn Dispatch, expected: Notice) {
+    let heard = timeout(PATIENCE, async {
+        while !dispatch.notices().await.expect("notices work").contains(&expected) {}
     });
-    match found.await {
-        Ok(found) => found,
-        Err(_) => panic!("the notice never came"),
-    }
+    assert!(heard.await.is_ok(), "{expected:?} never came");
 }
 
 async fn notices_reach_the_others(harness: &dyn Harness) {
@@ -365,15 +381,15 @@ async fn notices_reach_the_others(harness: &dyn Harness) {
     let (id_a, id_b) = (NodeId::from_uuid(id()), NodeId::from_uuid(id()));
     let (from_a, from_b) = (notice(id_a), Notice { closed: false, ..notice(id_b) });
     a.notify(from_a).await;
-    assert_eq!(notice_from(&*b, id_a).await, from_a);
+    hear(&*b, from_a).await;
     b.notify(from_b).await;
-    assert_eq!(notice_from(&*a, id_b).await, from_b);
+    hear(&*a, from_b).await;
     // Many at once may be merged per run, but each run's last word arrives.
     let last = Notice { tail: 1_000, ..from_a };
     for tail in 1..=1_000 {
         a.notify(Notice { tail, ..from_a }).await;
     }
-    while notice_from(&*b, id_a).await != last {}
+    hear(&*b, last).await;
 }
 
 async fn notices_survive_dropped_waits(harness: &dyn Harness) {
@@ -387,6 +403,6 @@ async fn notices_survive_dropped_waits(harness: &dyn Harness) {
         let _ = poll_once(b.notices());
         let sent = notice(sender);
         a.notify(sent).await;
-        assert_eq!(notice_from(&*b, sender).await, sent);
+        hear(&*b, sent).await;
     }
 }

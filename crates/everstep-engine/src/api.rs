@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection, Run, RunId, RunStatus,
-    Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
+    CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection, Run,
+    RunId, RunStatus, Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
 };
 use everstep_dispatch::Dispatch;
 use everstep_store::{self as store, RunRecord, Store};

@@ -175,7 +175,11 @@ pub(crate) fn closed_of(run: &Run) -> Closed {
 }
 
 /// See [`Engine::wait_closed`](crate::Engine::wait_closed).
-pub(crate) async fn wait_closed(shared: &Shared, run: RunId, wait: Duration) -> Result<Option<Closed>, Error> {
+pub(crate) async fn wait_closed(
+    shared: &Shared,
+    run: RunId,
+    wait: Duration,
+) -> Result<Option<Closed>, Error> {
     let hub = &shared.hub;
     if let Some(closed) = hub.recent(run) {
         return Ok(Some((*closed).clone()));
@@ -184,9 +188,7 @@ pub(crate) async fn wait_closed(shared: &Shared, run: RunId, wait: Duration) -> 
     let mut watch = hub.watch(run);
     let mut known_open = lock(&hub.inner).open_here.contains(&run);
     loop {
-        if !known_open
-            && let Some(closed) = read_closed(shared, run).await?
-        {
+        if !known_open && let Some(closed) = read_closed(shared, run).await? {
             return Ok(Some(closed));
         }
         // The end may have come between the first look and the watch.

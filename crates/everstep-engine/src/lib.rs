@@ -14,6 +14,6 @@ mod hub;
 pub mod node;
 
 pub use api::{
-    Closed, Engine, EngineConfig, Error, HeldRun, Hello, NodeStatus, Observer, RunSelector, RunWatch, Started, WorkerIn,
-    WorkerLink, WorkerOut, WorkerSender,
+    Closed, Engine, EngineConfig, Error, HeldRun, Hello, NodeStatus, Observer, RunSelector, RunWatch,
+    Started, WorkerIn, WorkerLink, WorkerOut, WorkerSender,
 };

@@ -66,7 +66,9 @@ impl FileCache {
 
     fn get_at<T: serde::de::DeserializeOwned>(&self, key: &str, now: u64) -> Result<Option<T>, CacheError> {
         let path = self.path(key);
-        let bytes = match fs::metadata(&path).and_then(|m| if m.len() > VALUE_BYTES_MAX { Ok(Vec::new()) } else { fs::read(&path) }) {
+        let bytes = match fs::metadata(&path)
+            .and_then(|m| if m.len() > VALUE_BYTES_MAX { Ok(Vec::new()) } else { fs::read(&path) })
+        {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(CacheError { path, source }),
@@ -106,7 +108,11 @@ impl FileCache {
 
     fn path(&self, key: &str) -> PathBuf {
         // Keys are hashes; anything else is made one, so that no key can name another folder.
-        let name = if key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit()) { key.to_owned() } else { cache_key(&[key]) };
+        let name = if key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit()) {
+            key.to_owned()
+        } else {
+            cache_key(&[key])
+        };
         Path::new(&self.folder).join(name)
     }
 }

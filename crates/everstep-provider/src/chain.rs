@@ -115,7 +115,11 @@ fn backoff(number: u32) -> Duration {
     Duration::from_millis(full - u64::from(nanos) % (full / 4 + 1))
 }
 
-fn record(provider: &dyn Provider, attempt: u32, result: &Result<Completion, ProviderError>) -> AttemptRecord {
+fn record(
+    provider: &dyn Provider,
+    attempt: u32,
+    result: &Result<Completion, ProviderError>,
+) -> AttemptRecord {
     AttemptRecord {
         provider: provider.name().to_owned(),
         model: provider.model().to_owned(),

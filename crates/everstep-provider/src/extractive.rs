@@ -18,12 +18,13 @@ const SENTENCE_CHARS_MAX: usize = 1_000;
 const REPETITION: f64 = 0.7;
 
 const STOP_WORDS: &[&str] = &[
-    "a", "about", "after", "all", "also", "an", "and", "any", "are", "as", "at", "be", "because", "been", "but", "by",
-    "can", "could", "did", "do", "does", "each", "for", "from", "had", "has", "have", "he", "her", "his", "how", "i",
-    "if", "in", "into", "is", "it", "its", "may", "more", "most", "must", "no", "not", "of", "on", "one", "only", "or",
-    "other", "our", "out", "over", "she", "should", "so", "some", "such", "than", "that", "the", "their", "them", "then",
-    "there", "these", "they", "this", "those", "to", "under", "up", "us", "was", "we", "were", "what", "when", "where",
-    "which", "while", "who", "will", "with", "would", "you", "your",
+    "a", "about", "after", "all", "also", "an", "and", "any", "are", "as", "at", "be", "because", "been",
+    "but", "by", "can", "could", "did", "do", "does", "each", "for", "from", "had", "has", "have", "he",
+    "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "may", "more", "most", "must", "no",
+    "not", "of", "on", "one", "only", "or", "other", "our", "out", "over", "she", "should", "so", "some",
+    "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to",
+    "under", "up", "us", "was", "we", "were", "what", "when", "where", "which", "while", "who", "will",
+    "with", "would", "you", "your",
 ];
 
 /// The offline summarizer.
@@ -79,9 +80,8 @@ pub(crate) fn summarize(text: &str, count: usize) -> Result<String, ProviderErro
             let repeats = picked.iter().map(|p| overlap(&p.words, &s.words)).fold(0.0, f64::max);
             s.score - REPETITION * repeats
         };
-        let best = (0..sentences.len()).max_by(|&a, &b| {
-            worth(&sentences[a]).total_cmp(&worth(&sentences[b])).then(b.cmp(&a))
-        });
+        let best = (0..sentences.len())
+            .max_by(|&a, &b| worth(&sentences[a]).total_cmp(&worth(&sentences[b])).then(b.cmp(&a)));
         let Some(best) = best else { break };
         picked.push(sentences.swap_remove(best));
     }
@@ -108,7 +108,8 @@ fn score(texts: Vec<String>) -> Vec<Sentence> {
     }
     let total = texts.len().max(1) as f64;
     let weight = |word: &str| {
-        let (f, s) = (frequency.get(word).copied().unwrap_or(0.0), sentences_with.get(word).copied().unwrap_or(1.0));
+        let (f, s) =
+            (frequency.get(word).copied().unwrap_or(0.0), sentences_with.get(word).copied().unwrap_or(1.0));
         f.sqrt() * (1.0 + total / s).ln()
     };
     let raw: Vec<f64> = words
@@ -157,10 +158,8 @@ fn split(text: &str) -> Vec<String> {
             fenced = !fenced;
         }
         let bullet = line.trim_start_matches(['-', '*', '+', '>', ' ']).trim_start();
-        let prose = !fenced
-            && !bullet.is_empty()
-            && !line.starts_with(['#', '|', '`', '='])
-            && mostly_words(bullet);
+        let prose =
+            !fenced && !bullet.is_empty() && !line.starts_with(['#', '|', '`', '=']) && mostly_words(bullet);
         if !prose || bullet.len() != line.len() {
             sentences_of(&paragraph, &mut sentences);
             paragraph.clear();

@@ -29,7 +29,10 @@ pub struct OpenAiConfig {
 
 impl fmt::Debug for OpenAiConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenAiConfig").field("base_url", &self.base_url).field("model", &self.model).finish_non_exhaustive()
+        f.debug_struct("OpenAiConfig")
+            .field("base_url", &self.base_url)
+            .field("model", &self.model)
+            .finish_non_exhaustive()
     }
 }
 
@@ -212,7 +215,8 @@ fn understand(headers: &HeaderMap, body: &[u8]) -> Result<Completion, ProviderEr
     if !kind.starts_with("application/json") {
         return Err(ProviderError::InvalidResponse(format!("content type '{}'", kind.escape_default())));
     }
-    let answer: Answer = serde_json::from_slice(body).map_err(|_| ProviderError::InvalidResponse(shorten(body)))?;
+    let answer: Answer =
+        serde_json::from_slice(body).map_err(|_| ProviderError::InvalidResponse(shorten(body)))?;
     let choice = answer.choices.into_iter().next();
     let Some((text, finish_reason)) = choice.and_then(|c| Some((c.message.content?, c.finish_reason))) else {
         return Err(ProviderError::InvalidResponse("no choice with content".to_owned()));

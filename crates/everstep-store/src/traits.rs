@@ -47,8 +47,12 @@ pub trait Catalog: Send + Sync + 'static {
     async fn get_run(&self, run: RunId) -> Result<Option<RunRecord>, Error>;
 
     /// The latest run of a workflow id and what a request id started.
-    async fn find_start(&self, namespace: &str, workflow_id: &str, request_id: &str)
-    -> Result<StartRecord, Error>;
+    async fn find_start(
+        &self,
+        namespace: &str,
+        workflow_id: &str,
+        request_id: &str,
+    ) -> Result<StartRecord, Error>;
 
     /// Runs that match, newest first, at most `limit`, after `page`.
     async fn list_runs(
@@ -123,7 +127,12 @@ pub trait Sweep: Send + Sync + 'static {
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error>;
 
     /// Up to `limit` runs with a wake older than `age` whose owner is connected to `node`.
-    async fn stale_wakes(&self, node: NodeId, age: Duration, limit: usize) -> Result<Vec<(RunId, Seq)>, Error>;
+    async fn stale_wakes(
+        &self,
+        node: NodeId,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<(RunId, Seq)>, Error>;
 
     /// Deletes the wakes of each run up to the given seq: its owner has seen them.
     async fn delete_wakes(&self, seen: &[(RunId, Seq)]) -> Result<(), Error>;

@@ -81,7 +81,11 @@ enum Slot<F: Future> {
 
 /// Polls `future` once and keeps its value; what [`join!`](crate::join) expands to.
 #[doc(hidden)]
-pub fn poll_ready<F: Future>(future: Pin<&mut F>, value: &mut Option<F::Output>, cx: &mut Context<'_>) -> bool {
+pub fn poll_ready<F: Future>(
+    future: Pin<&mut F>,
+    value: &mut Option<F::Output>,
+    cx: &mut Context<'_>,
+) -> bool {
     if value.is_none()
         && let Poll::Ready(ready) = future.poll(cx)
     {
@@ -170,7 +174,9 @@ macro_rules! __select {
         match $crate::select2(
             ::std::future::IntoFuture::into_future($f1),
             ::std::future::IntoFuture::into_future($f2),
-        ).await {
+        )
+        .await
+        {
             $crate::Either::Left($p1) => $a1,
             $crate::Either::Right($p2) => $a2,
         }
@@ -182,7 +188,9 @@ macro_rules! __select {
                 ::std::future::IntoFuture::into_future($f2),
                 ::std::future::IntoFuture::into_future($f3),
             ),
-        ).await {
+        )
+        .await
+        {
             $crate::Either::Left($p1) => $a1,
             $crate::Either::Right($crate::Either::Left($p2)) => $a2,
             $crate::Either::Right($crate::Either::Right($p3)) => $a3,

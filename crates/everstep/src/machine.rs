@@ -14,8 +14,8 @@ use std::time::Duration;
 use chrono::DateTime;
 use everstep_core::replay::Mismatch;
 use everstep_core::{
-    BlockKind, Blocked, Event, EventBody, Failure, OpId, Payload, RetryPolicy, RunId, RunStarted, Seq, TimerKind,
-    Timestamp,
+    BlockKind, Blocked, Event, EventBody, Failure, OpId, Payload, RetryPolicy, RunId, RunStarted, Seq,
+    TimerKind, Timestamp,
 };
 
 use crate::ctx::{OpState, Shared};
@@ -44,7 +44,10 @@ pub struct Machine {
 
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Machine").field("seen", &self.seen).field("outcome", &self.outcome).finish_non_exhaustive()
+        f.debug_struct("Machine")
+            .field("seen", &self.seen)
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
     }
 }
 
@@ -182,7 +185,10 @@ impl Machine {
     fn apply_checked(&mut self, event: &Event) -> Result<(), Obstacle> {
         {
             let mut state = self.shared.lock();
-            state.replay.check(event).map_err(|mismatch| Obstacle::Blocked(Box::new(nondeterminism(&mismatch))))?;
+            state
+                .replay
+                .check(event)
+                .map_err(|mismatch| Obstacle::Blocked(Box::new(nondeterminism(&mismatch))))?;
             state.activation += 1;
             state.at = state.at.max(event.at);
         }
@@ -370,6 +376,9 @@ fn nondeterminism(mismatch: &Mismatch) -> Blocked {
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
     format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
 }

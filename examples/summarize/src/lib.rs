@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use everstep::{Ctx, RetryPolicy, StepError, WorkerBuilder, WorkflowError};
 use everstep_provider::{
-    AttemptRecord, Chain, CompletionRequest, Extractive, FileCache, OpenAiCompatible, ProviderError, cache_key,
+    AttemptRecord, Chain, CompletionRequest, Extractive, FileCache, OpenAiCompatible, ProviderError,
+    cache_key,
 };
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +84,12 @@ impl Summarizer {
 
     fn key(&self, input: &Input) -> String {
         let sentences = input.sentences.unwrap_or(5).to_string();
-        cache_key(&[&self.chain.identity(), input.prompt.as_deref().unwrap_or(PROMPT), &sentences, &input.text])
+        cache_key(&[
+            &self.chain.identity(),
+            input.prompt.as_deref().unwrap_or(PROMPT),
+            &sentences,
+            &input.text,
+        ])
     }
 
     async fn ask(&self, input: &Input) -> Result<Output, StepError> {

@@ -150,5 +150,9 @@ async fn check(store: &Arc<dyn Store>) -> Result<(), Fail> {
         }
     }
     out::note(&format!("{runs} runs, {events} events, {different} different"));
-    if different > 0 { Err(Fail::refused(format!("{different} runs differ from their events"))) } else { Ok(()) }
+    if different > 0 {
+        Err(Fail::refused(format!("{different} runs differ from their events")))
+    } else {
+        Ok(())
+    }
 }

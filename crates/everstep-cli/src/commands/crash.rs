@@ -130,9 +130,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
         out::note(&format!("seed {seed}"));
         match attempt(&args, seed).await? {
             Verdict::Valid => {
-                return out::line("PASS: every step has one recorded result, and the sink holds every effect once");
+                return out::line(
+                    "PASS: every step has one recorded result, and the sink holds every effect once",
+                );
             }
-            Verdict::Invalid => out::note("INVALID: no kill fell between an effect and its commit; once more"),
+            Verdict::Invalid => {
+                out::note("INVALID: no kill fell between an effect and its commit; once more")
+            }
         }
     }
     Err(Fail::refused(format!("INVALID: {TRIES} tries proved nothing")))
@@ -155,16 +159,15 @@ async fn attempt(args: &Args, seed: u64) -> Result<Verdict, Fail> {
     fs::create_dir_all(folder.join("sink")).map_err(io)?;
     let result = timeout(LIMIT, one_try(args, seed, &folder)).await;
     fs::remove_dir_all(&folder).map_err(io)?;
-    result.unwrap_or_else(|_| Err(Fail::refused(format!("seed {seed}: the run did not end within {LIMIT:?}"))))
+    result
+        .unwrap_or_else(|_| Err(Fail::refused(format!("seed {seed}: the run did not end within {LIMIT:?}"))))
 }
 
 async fn one_try(args: &Args, seed: u64, folder: &Path) -> Result<Verdict, Fail> {
     let port = free_port()?;
     let address = format!("http://127.0.0.1:{port}");
-    let mut processes = Processes {
-        server: spawn_server(args, port, folder)?,
-        worker: spawn_worker(&address, folder)?,
-    };
+    let mut processes =
+        Processes { server: spawn_server(args, port, folder)?, worker: spawn_worker(&address, folder)? };
     let client = Client::connect(&address)?;
     let run: RunHandle<Vec<String>> =
         client.workflow(WORKFLOW).workflow_id(format!("crash/{}", Uuid::new_v4())).start(&STEPS).await?;
@@ -298,7 +301,8 @@ fn account(folder: &Path, events: &[Event], result: &[String], killed: &[String]
             return Err(Fail::refused(format!("step {} began after its completion was committed", e.step)));
         }
         ran += 1;
-        let label = if e.nonce == *nonce { "recorded" } else { "*re-executed*: it ran, and died before its commit" };
+        let label =
+            if e.nonce == *nonce { "recorded" } else { "*re-executed*: it ran, and died before its commit" };
         re_executed += u32::from(e.nonce != *nonce);
         out::line(&format!("  step {:>2} attempt {} pid {:<7} {label}", e.step, e.attempt, e.pid))?;
     }
@@ -309,6 +313,8 @@ fn account(folder: &Path, events: &[Event], result: &[String], killed: &[String]
         let found = format!("{} recorded, {} returned, {sink} in the sink", recorded.len(), result.len());
         return Err(Fail::refused(format!("{STEPS} steps: {found}")));
     }
-    out::line(&format!("{ran} executions of {STEPS} steps, {re_executed} re-executed; sink: {sink} effects"))?;
+    out::line(&format!(
+        "{ran} executions of {STEPS} steps, {re_executed} re-executed; sink: {sink} effects"
+    ))?;
     Ok(if re_executed > 0 { Verdict::Valid } else { Verdict::Invalid })
 }

@@ -122,7 +122,10 @@ async fn show(address: &str, input: &Input, file: &Path) -> Result<(), Fail> {
         output.characters, output.answered_by, output.model
     ));
     for attempt in output.attempts.iter().filter(|a| a.outcome != "ok") {
-        out::note(&format!("attempt {} at {} failed: {}", attempt.attempt, attempt.provider, attempt.message));
+        out::note(&format!(
+            "attempt {} at {} failed: {}",
+            attempt.attempt, attempt.provider, attempt.message
+        ));
     }
     out::line(&output.summary)
 }

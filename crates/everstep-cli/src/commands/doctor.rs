@@ -15,7 +15,13 @@ const SKEW_WARN: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The database: postgres://USER@HOST/NAME or sqlite:FILE
-    #[arg(long, env = "EVERSTEP_DATABASE_URL", default_value = "sqlite:.everstep/everstep.db", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "EVERSTEP_DATABASE_URL",
+        default_value = "sqlite:.everstep/everstep.db",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     database_url: Database,
     /// NATS, if there are several nodes
     #[arg(long, env = "EVERSTEP_NATS_URL", value_name = "URL", hide_env_values = true)]
@@ -27,13 +33,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> Result<(), Fail> {
     let mut failed = 0;
-    let mut say = |ok: Result<String, String>| {
-        match ok {
-            Ok(text) => out::line(&format!("ok    {text}")),
-            Err(text) => {
-                failed += 1;
-                out::line(&format!("FAIL  {text}"))
-            }
+    let mut say = |ok: Result<String, String>| match ok {
+        Ok(text) => out::line(&format!("ok    {text}")),
+        Err(text) => {
+            failed += 1;
+            out::line(&format!("FAIL  {text}"))
         }
     };
     let absent = matches!(&args.database_url, Database::Sqlite(path) if !path.exists());

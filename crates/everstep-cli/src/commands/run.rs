@@ -146,7 +146,16 @@ pub(crate) async fn run(command: Command) -> Result<(), Fail> {
 
 async fn carry_out(command: Command) -> Result<(), Fail> {
     match command {
-        Command::Start { workflow_type, workflow_id, task_queue, input, request_id, run_timeout, wait, target } => {
+        Command::Start {
+            workflow_type,
+            workflow_id,
+            task_queue,
+            input,
+            request_id,
+            run_timeout,
+            wait,
+            target,
+        } => {
             let input = read_input(&input)?;
             let mut start = target.client()?.workflow::<Value>(workflow_type).task_queue(task_queue);
             if let Some(id) = workflow_id {
@@ -169,7 +178,9 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
                 Format::Jsonl => out::line(&json::run(&description).to_string()),
             }
         }
-        Command::List { workflow_type, status, limit, target } => list(workflow_type, status, limit, &target).await,
+        Command::List { workflow_type, status, limit, target } => {
+            list(workflow_type, status, limit, &target).await
+        }
         Command::Show { run, target } => {
             let description = target.handle(&run)?.describe().await?;
             let value = json::run(&description);
@@ -265,13 +276,20 @@ async fn list(
         Format::Json => out::json(&Value::Array(runs.iter().map(json::run).collect())),
         Format::Jsonl => runs.iter().try_for_each(|r| out::line(&json::run(r).to_string())),
         Format::Text => {
-            out::line(&format!("{:<36}  {:<10}  {:<20}  {:<24}  STARTED", "RUN", "STATUS", "WORKFLOW", "WORKFLOW ID"))?;
+            out::line(&format!(
+                "{:<36}  {:<10}  {:<20}  {:<24}  STARTED",
+                "RUN", "STATUS", "WORKFLOW", "WORKFLOW ID"
+            ))?;
             runs.iter().try_for_each(|r| {
                 let value = json::run(r);
                 let started = value["started_at"].as_str().unwrap_or_default().to_owned();
                 let started = started.get(..19).unwrap_or_default().replace('T', " ");
                 let (kind, id) = (&r.run.workflow_type, &r.run.workflow_id);
-                out::line(&format!("{:<36}  {:<10}  {kind:<20}  {id:<24}  {started}", r.run.run_id, r.status.as_str()))
+                out::line(&format!(
+                    "{:<36}  {:<10}  {kind:<20}  {id:<24}  {started}",
+                    r.run.run_id,
+                    r.status.as_str()
+                ))
             })
         }
     }

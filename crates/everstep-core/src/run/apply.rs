@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{IdSet, Outcome, Owner, Run, StepState};
 use crate::{
-    BlockKind, Blocked, DetachReason, Event, EventBody, Failure, HistoryError, OpId, Payload, RunId, RunStatus, Seq,
-    TimerKey, TimerKind, Timestamp, projection,
+    BlockKind, Blocked, DetachReason, Event, EventBody, Failure, HistoryError, OpId, Payload, RunId,
+    RunStatus, Seq, TimerKey, TimerKind, Timestamp, projection,
 };
 
 impl Run {
@@ -122,7 +122,9 @@ impl Run {
                 self.timers.remove(&TimerKey::retry(*step));
             }
             EventBody::StepCompleted { step, .. } => self.end_step(*step),
-            EventBody::StepFailed { step, attempt, retry_at, .. } => self.fail_step(*step, *attempt, *retry_at),
+            EventBody::StepFailed { step, attempt, retry_at, .. } => {
+                self.fail_step(*step, *attempt, *retry_at)
+            }
             EventBody::TimerStarted { timer, fire_at } => {
                 self.timers.insert(TimerKey::timer(*timer), *fire_at);
             }
@@ -192,7 +194,9 @@ impl Run {
     fn close(&mut self, event: &Event) {
         let (status, result, failure) = match &event.body {
             EventBody::RunCompleted { result, .. } => (RunStatus::Completed, result.clone(), None),
-            EventBody::RunFailed { failure, .. } => (RunStatus::Failed, Payload::default(), Some(failure.clone())),
+            EventBody::RunFailed { failure, .. } => {
+                (RunStatus::Failed, Payload::default(), Some(failure.clone()))
+            }
             EventBody::RunCanceled { details } => {
                 (RunStatus::Canceled, Payload::default(), Some(Failure::new("Canceled", details.clone())))
             }
@@ -226,9 +230,12 @@ fn describe(blocked: &Blocked) -> String {
     if at > 0 {
         text.push_str(&format!(" at event {at}"));
     }
-    for (label, value) in
-        [("expected", &blocked.expected), ("got", &blocked.produced), ("at", &blocked.source), ("hint", &blocked.hint)]
-    {
+    for (label, value) in [
+        ("expected", &blocked.expected),
+        ("got", &blocked.produced),
+        ("at", &blocked.source),
+        ("hint", &blocked.hint),
+    ] {
         if !value.is_empty() {
             text.push_str(&format!("; {label} {value}"));
         }

@@ -3,8 +3,8 @@
 use super::Run;
 use super::decide::{Draft, check_payload, cut};
 use crate::{
-    Blocked, CommitCommand, DetachReason, Duration, EventBody, Failure, OpId, Payload, Rejection, RetryDecision,
-    RetryPolicy, TimerKey, WorkerCommit, limits, validate_name,
+    Blocked, CommitCommand, DetachReason, Duration, EventBody, Failure, OpId, Payload, Rejection,
+    RetryDecision, RetryPolicy, TimerKey, WorkerCommit, limits, validate_name,
 };
 
 /// What the commands before one in the same commit changed about one step or timer.
@@ -176,7 +176,12 @@ fn fail_step(
     Ok(())
 }
 
-fn start_timer(draft: &mut Draft<'_>, overlay: &mut Overlay, timer: OpId, delay: Duration) -> Result<(), Rejection> {
+fn start_timer(
+    draft: &mut Draft<'_>,
+    overlay: &mut Overlay,
+    timer: OpId,
+    delay: Duration,
+) -> Result<(), Rejection> {
     if delay > limits::DURATION_MAX {
         return invalid(format!("timer {timer} is longer than 100 years"));
     }
@@ -227,7 +232,8 @@ fn stop_if_too_large(draft: &mut Draft<'_>) {
         limits::HISTORY_EVENTS_MAX,
         limits::HISTORY_BYTES_MAX
     );
-    let failure = Failure { details: Payload::default(), ..Failure::new("HistoryTooLarge", message).non_retryable() };
+    let failure =
+        Failure { details: Payload::default(), ..Failure::new("HistoryTooLarge", message).non_retryable() };
     draft.push(EventBody::RunFailed { failure, unconsumed: Vec::new() });
 }
 

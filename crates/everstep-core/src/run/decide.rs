@@ -48,8 +48,14 @@ impl<'a> Draft<'a> {
 /// # Errors
 /// [`Rejection`]; nothing of the request happens then.
 pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, Rejection> {
-    let mut draft =
-        Draft { run, now, command_id: command.id, actor: &command.actor, epoch: run.epoch, events: Vec::new() };
+    let mut draft = Draft {
+        run,
+        now,
+        command_id: command.id,
+        actor: &command.actor,
+        epoch: run.epoch,
+        events: Vec::new(),
+    };
     if run.status.is_closed() {
         return closed(run, command).map(|()| Decision::default());
     }

@@ -14,8 +14,8 @@ pub(crate) use decide::{check_payload, cut};
 use id_set::IdSet;
 
 use crate::{
-    CommandId, Epoch, Event, Failure, OpId, Payload, Projection, QueueKey, RunId, RunRow, RunStarted, RunStatus, Seq,
-    SessionId, Timer, TimerKey, Timestamp, WorkerInfo, limits,
+    CommandId, Epoch, Event, Failure, OpId, Payload, Projection, QueueKey, RunId, RunRow, RunStarted,
+    RunStatus, Seq, SessionId, Timer, TimerKey, Timestamp, WorkerInfo, limits,
 };
 
 /// The worker that owns a run.

@@ -5,9 +5,10 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommitCommand, ConflictPolicy, CurrentRun, Detach,
-    DetachReason, Duration, EventBody, KnownRequest, Rejection, RetryDecision, RetryPolicy, ReusePolicy, StartDecision,
-    StartRun, TraceContext, WorkerCommit, Write, WriteBasis, decide_start, start_body_hash,
+    Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommitCommand, ConflictPolicy, CurrentRun,
+    Detach, DetachReason, Duration, EventBody, KnownRequest, Rejection, RetryDecision, RetryPolicy,
+    ReusePolicy, StartDecision, StartRun, TraceContext, WorkerCommit, Write, WriteBasis, decide_start,
+    start_body_hash,
 };
 
 fn id(n: u128) -> Uuid {
@@ -144,7 +145,10 @@ impl World {
             assert_eq!(event.seq, i as u64 + 1, "no gap");
         }
         let ends = self.history.iter().filter(|e| e.body.is_terminal()).count();
-        assert!(ends <= 1 && (ends == 0 || self.history.last().unwrap().body.is_terminal()), "terminal is last");
+        assert!(
+            ends <= 1 && (ends == 0 || self.history.last().unwrap().body.is_terminal()),
+            "terminal is last"
+        );
         assert!(self.history.windows(2).all(|w| w[0].epoch <= w[1].epoch), "epochs never fall");
     }
 }

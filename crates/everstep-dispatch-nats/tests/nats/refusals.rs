@@ -45,7 +45,8 @@ async fn somebody_listens_and_says_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn wrong_address_or_names() {
-    for (url, word) in [("", "empty"), ("http://u:s3cret@host", "scheme"), ("nats://u:s3cret@host:x", "port")] {
+    for (url, word) in [("", "empty"), ("http://u:s3cret@host", "scheme"), ("nats://u:s3cret@host:x", "port")]
+    {
         says(&failure(url, NatsOptions::default()).await, &["Refused", word]);
     }
     for prefix in ["", "a..b", "a.*", "a b", "ä"] {

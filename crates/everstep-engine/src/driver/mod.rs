@@ -31,8 +31,14 @@ const PAGE: usize = 1_000;
 /// From outside the node.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Worker { link: u64, message: WorkerIn },
-    Start { start: Box<StartRun>, reply: oneshot::Sender<Result<Started, Error>> },
+    Worker {
+        link: u64,
+        message: WorkerIn,
+    },
+    Start {
+        start: Box<StartRun>,
+        reply: oneshot::Sender<Result<Started, Error>>,
+    },
     Command {
         run: RunId,
         id: CommandId,
@@ -40,9 +46,15 @@ pub(crate) enum Message {
         body: CommandBody,
         reply: oneshot::Sender<Result<(), Error>>,
     },
-    Connect { link: u64, hello: Hello, to_worker: mpsc::Sender<WorkerOut> },
+    Connect {
+        link: u64,
+        hello: Hello,
+        to_worker: mpsc::Sender<WorkerOut>,
+    },
     /// Behind everything that the worker said before.
-    Disconnected { link: u64 },
+    Disconnected {
+        link: u64,
+    },
 }
 
 /// From the node's own tasks.
@@ -141,7 +153,8 @@ pub(crate) async fn start(
     let now = store.now().await?;
     let (requests, request_rx) = mpsc::channel(REQUESTS_MAX);
     let (internal, internal_rx) = mpsc::unbounded_channel();
-    let (lanes, lane_rxs): (Vec<_>, Vec<_>) = (0..config.lanes.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
+    let (lanes, lane_rxs): (Vec<_>, Vec<_>) =
+        (0..config.lanes.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
     let node = Node::new(NodeConfig {
         node_id: config.node_id,
         lease: config.lease,
@@ -279,7 +292,8 @@ impl Driver {
                 done.store(false, Ordering::Release);
             });
         }
-        let gone: Vec<u64> = self.links.iter().filter(|(_, tx)| tx.is_closed()).map(|(&link, _)| link).collect();
+        let gone: Vec<u64> =
+            self.links.iter().filter(|(_, tx)| tx.is_closed()).map(|(&link, _)| link).collect();
         for link in gone {
             self.disconnect(link);
         }
@@ -306,7 +320,11 @@ pub(crate) async fn start_run(shared: &Shared, start: StartRun) -> Result<Starte
     }
     shared.check_namespace(&start.namespace).await?;
     let (reply, answer) = oneshot::channel();
-    shared.requests.send(Message::Start { start: Box::new(start), reply }).await.map_err(|_| Error::Stopping)?;
+    shared
+        .requests
+        .send(Message::Start { start: Box::new(start), reply })
+        .await
+        .map_err(|_| Error::Stopping)?;
     answer.await.map_err(|_| Error::Stopping)?
 }
 

@@ -385,7 +385,8 @@ impl Node {
             Input::Delivered { queue, deliveries } => self.delivered(queue, deliveries),
             Input::Noticed(notice) => self.noticed(notice),
             Input::TimersDue(due) => {
-                due.into_iter().for_each(|(run, timer)| self.add_job(run, Job::Fire { timer, verified: false }));
+                due.into_iter()
+                    .for_each(|(run, timer)| self.add_job(run, Job::Fire { timer, verified: false }));
             }
             Input::TasksFound(tasks) => self.tasks_found(tasks),
             Input::RunsLost(lost) => {
@@ -419,8 +420,12 @@ impl Node {
 
     /// The queues that workers connected here take runs from, with room for at least one more.
     pub fn queues_with_credit(&self) -> Vec<QueueKey> {
-        let mut queues: Vec<QueueKey> =
-            self.sessions.values().filter(|s| s.credit() > 0).flat_map(|s| s.queues.iter().cloned()).collect();
+        let mut queues: Vec<QueueKey> = self
+            .sessions
+            .values()
+            .filter(|s| s.credit() > 0)
+            .flat_map(|s| s.queues.iter().cloned())
+            .collect();
         queues.sort();
         queues.dedup();
         queues

@@ -292,7 +292,8 @@ impl Node {
         }
         for queue in self.queues_with_credit() {
             if !self.pulling.contains(&queue) {
-                let max = self.sessions.values().filter(|s| s.queues.contains(&queue)).map(Session::credit).sum();
+                let max =
+                    self.sessions.values().filter(|s| s.queues.contains(&queue)).map(Session::credit).sum();
                 self.pulling.insert(queue.clone());
                 self.out.push(Output::Pull { queue, max });
             }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Attach, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq, SessionId,
-    TimerKey, WorkerCommit, Write, WriteBasis, decide,
+    Actor, Attach, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq,
+    SessionId, TimerKey, WorkerCommit, Write, WriteBasis, decide,
 };
 use everstep_dispatch::{Notice, TaskHint};
 use everstep_store::{self as store, Append, RunAppend, Verdict};
@@ -87,7 +87,8 @@ impl Node {
         let slot = self.slots.entry(run_id).or_default();
         let expected = slot.next_number.filter(|(l, _)| *l == link).map(|(_, number)| number);
         if expected.is_some_and(|n| commit.number > n) {
-            let problem = format!("commit {} does not follow commit {}", commit.number, expected.unwrap_or(1) - 1);
+            let problem =
+                format!("commit {} does not follow commit {}", commit.number, expected.unwrap_or(1) - 1);
             let rejection = Rejection::InvalidCommands { problem };
             self.answer_commit(run_id, link, &commit, Err(rejection));
             return self.work(run_id);
@@ -362,7 +363,13 @@ impl Node {
         }
     }
 
-    fn answer_commit(&mut self, run_id: RunId, link: u64, commit: &WorkerCommit, result: Result<(), Rejection>) {
+    fn answer_commit(
+        &mut self,
+        run_id: RunId,
+        link: u64,
+        commit: &WorkerCommit,
+        result: Result<(), Rejection>,
+    ) {
         let epoch = commit.epoch;
         match result {
             Err(rejection) => {
@@ -620,7 +627,8 @@ impl Node {
         if told || !slot.is_idle() {
             return;
         }
-        let owned_here = slot.run.as_ref().and_then(Run::owner).is_some_and(|o| self.links.contains_key(&o.session));
+        let owned_here =
+            slot.run.as_ref().and_then(Run::owner).is_some_and(|o| self.links.contains_key(&o.session));
         if !owned_here {
             self.slots.remove(&run_id);
             self.out.push(Output::Dropped(run_id));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Attach, Command, CommandBody, CurrentRun, Event, KnownRequest, Run, RunId, StartDecision, StartRun, Write,
-    WriteBasis, decide, decide_start, start_body_hash,
+    Actor, Attach, Command, CommandBody, CurrentRun, Event, KnownRequest, Run, RunId, StartDecision,
+    StartRun, Write, WriteBasis, decide, decide_start, start_body_hash,
 };
 use everstep_store::{self as store, Append, RunAppend, StartClaim, StartRecord, Verdict};
 
@@ -69,7 +69,9 @@ impl Node {
         }
         match decide_start(&job.start, (job.run_id, job.seed), current, known, self.now) {
             Err(rejection) => self.finish_start(ticket, Err(rejection.into())),
-            Ok(StartDecision::Existing(run_id)) => self.finish_start(ticket, Ok(Started { run_id, started: false })),
+            Ok(StartDecision::Existing(run_id)) => {
+                self.finish_start(ticket, Ok(Started { run_id, started: false }))
+            }
             Ok(StartDecision::Start { event, expected, terminate: None }) => {
                 self.append_start(ticket, *event, expected, None);
             }
@@ -80,7 +82,13 @@ impl Node {
         }
     }
 
-    fn append_start(&mut self, ticket: u64, event: Event, expected: Option<RunId>, with: Option<Box<RunAppend>>) {
+    fn append_start(
+        &mut self,
+        ticket: u64,
+        event: Event,
+        expected: Option<RunId>,
+        with: Option<Box<RunAppend>>,
+    ) {
         let Some(job) = self.starts.get(&ticket) else { return };
         let claim = StartClaim {
             namespace: job.start.namespace.clone(),
@@ -97,10 +105,8 @@ impl Node {
         let mut events = vec![event];
         self.attach_at_start(&mut run, &mut events);
         let writes = WriteBasis::NEW.writes(&run, &events);
-        let append = Append {
-            run: RunAppend { run_id, start: Some(claim), events: Arc::new(events), writes },
-            with,
-        };
+        let append =
+            Append { run: RunAppend { run_id, start: Some(claim), events: Arc::new(events), writes }, with };
         self.out.push(Output::Append { ticket, append: append.clone(), delay: StdDuration::ZERO });
         if let Some(job) = self.starts.get_mut(&ticket) {
             job.prepared = Some((run, append));

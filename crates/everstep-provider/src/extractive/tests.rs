@@ -12,7 +12,8 @@ fn it_picks_whole_sentences_about_the_subject_in_their_own_order() {
     let all = split(TEXT);
     assert!(all.iter().any(|s| s == "Dr. Gray said so, e.g. in lectures."), "{all:?}");
     assert!(all.iter().all(|s| !s.contains("let storms")), "code is not prose: {all:?}");
-    let picked: Vec<usize> = all.iter().enumerate().filter(|(_, s)| summary.contains(*s)).map(|(i, _)| i).collect();
+    let picked: Vec<usize> =
+        all.iter().enumerate().filter(|(_, s)| summary.contains(*s)).map(|(i, _)| i).collect();
     assert_eq!(picked.len(), 2, "{summary}");
     assert!(summary.find(&*all[picked[0]]) < summary.find(&*all[picked[1]]));
     assert!(!summary.contains("nice"), "{summary}");
@@ -29,7 +30,9 @@ fn it_does_not_say_the_same_thing_twice() {
 
 #[test]
 fn nothing_to_summarize_is_said() {
-    for (text, why) in [("", "empty"), (" \n\t", "empty"), ("\u{1}\u{2}\u{fffd}ab", "binary"), ("12 34", "sentences")] {
+    for (text, why) in
+        [("", "empty"), (" \n\t", "empty"), ("\u{1}\u{2}\u{fffd}ab", "binary"), ("12 34", "sentences")]
+    {
         match summarize(text, 3) {
             Err(ProviderError::NothingToSummarize(reason)) => assert!(reason.contains(why), "{reason}"),
             other => panic!("{text:?}: {other:?}"),

@@ -53,7 +53,9 @@ pub(crate) fn refused(status: Status) -> ClientError {
         reason: info.map_or_else(|| format!("{:?}", status.code()), |i| i.reason.clone()),
         message: status.message().to_owned(),
         violations,
-        metadata: info.map(|i| i.metadata.clone().into_iter().collect::<BTreeMap<_, _>>()).unwrap_or_default(),
+        metadata: info
+            .map(|i| i.metadata.clone().into_iter().collect::<BTreeMap<_, _>>())
+            .unwrap_or_default(),
         code: status.code(),
     }
 }

@@ -79,8 +79,10 @@ impl<R: DeserializeOwned> RunHandle<R> {
     /// # Errors
     /// [`ClientError`].
     pub async fn poll_result(&self, wait: Duration) -> Result<Option<Result<R, RunError>>, ClientError> {
-        let request =
-            api::GetResultRequest { run: Some(self.run.clone()), wait: Some(wire::encode_duration(wait.into())) };
+        let request = api::GetResultRequest {
+            run: Some(self.run.clone()),
+            wait: Some(wire::encode_duration(wait.into())),
+        };
         let answer = retrying(|| {
             let (mut runs, request) = (self.client.runs(), request.clone());
             async move { runs.get_result(request).await }
@@ -169,7 +171,9 @@ impl<R: DeserializeOwned> RunHandle<R> {
             async move { runs.get_run(request).await }
         })
         .await?;
-        RunDescription::decode(answer.run.ok_or_else(|| ClientError::Protocol("no run in the answer".into()))?)
+        RunDescription::decode(
+            answer.run.ok_or_else(|| ClientError::Protocol("no run in the answer".into()))?,
+        )
     }
 
     /// The run's events after `after`, as a stream; with `follow`, until the run ends.
@@ -177,7 +181,8 @@ impl<R: DeserializeOwned> RunHandle<R> {
     /// # Errors
     /// [`ClientError`].
     pub async fn history(&self, after: u64, follow: bool) -> Result<HistoryStream, ClientError> {
-        let request = api::GetHistoryRequest { run: Some(self.run.clone()), after_seq: after, follow, limit: 0 };
+        let request =
+            api::GetHistoryRequest { run: Some(self.run.clone()), after_seq: after, follow, limit: 0 };
         let stream = self.client.runs().get_history(request).await.map_err(refused)?.into_inner();
         Ok(HistoryStream { stream, page: Vec::new().into_iter() })
     }

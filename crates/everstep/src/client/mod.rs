@@ -19,8 +19,8 @@ use uuid::Uuid;
 pub use handle::{HistoryStream, RunDescription, RunHandle};
 
 use crate::{ClientError, payload};
-pub(crate) use call::{pause, refused};
 use call::retrying;
+pub(crate) use call::{pause, refused};
 
 /// Largest answer that is read: a page of history with large payloads.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -120,7 +120,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`], with reason `NAMESPACE_ALREADY_EXISTS` when it is there.
     pub async fn create_namespace(&self, name: &str, description: &str) -> Result<(), ClientError> {
-        let request = api::CreateNamespaceRequest { name: name.to_owned(), description: description.to_owned() };
+        let request =
+            api::CreateNamespaceRequest { name: name.to_owned(), description: description.to_owned() };
         let mut namespaces = NamespaceServiceClient::new(self.channel.clone());
         namespaces.create_namespace(request).await.map_err(call::refused)?;
         Ok(())
@@ -269,7 +270,9 @@ fn traced<T>(message: T) -> tonic::Request<T> {
     struct Headers<'a>(&'a mut MetadataMap);
     impl Injector for Headers<'_> {
         fn set(&mut self, key: &str, value: String) {
-            if let (Ok(key), Ok(value)) = (MetadataKey::from_bytes(key.as_bytes()), MetadataValue::try_from(value)) {
+            if let (Ok(key), Ok(value)) =
+                (MetadataKey::from_bytes(key.as_bytes()), MetadataValue::try_from(value))
+            {
                 self.0.insert(key, value);
             }
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use everstep_core::{OpId, limits};
 use everstep_core::replay::OpKind;
+use everstep_core::{OpId, limits};
 use serde::de::DeserializeOwned;
 
 use super::{OpState, Shared, TimerOp};

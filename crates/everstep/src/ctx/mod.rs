@@ -115,7 +115,10 @@ impl Ctx {
         self.shared.check_polled(Location::caller());
         let mut state = self.shared.lock();
         let bits = (u128::from(state.random()) << 64) | u128::from(state.random());
-        uuid::Builder::from_u128(bits).with_variant(uuid::Variant::RFC4122).with_version(uuid::Version::Random).into_uuid()
+        uuid::Builder::from_u128(bits)
+            .with_variant(uuid::Variant::RFC4122)
+            .with_version(uuid::Version::Random)
+            .into_uuid()
     }
 
     /// The idempotency key of the *next* step that is built: stable per run and step, the same for every

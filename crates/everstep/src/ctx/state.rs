@@ -1,7 +1,7 @@
 //! What a workflow's futures share with the machine that polls them.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
@@ -17,7 +17,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::RunInfo;
 
 /// An attempt of a step, to be run.
-pub(crate) type Attempt = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>;
+pub(crate) type Attempt =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>;
 
 thread_local! {
     /// The run whose code this thread runs at the moment; 0 for none.
@@ -39,7 +40,11 @@ pub(crate) struct CtxMisuse(&'static Location<'static>);
 
 impl fmt::Display for CtxMisuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ctx was used at {} inside a step or another task: only the workflow's own code may use it", self.0)
+        write!(
+            f,
+            "ctx was used at {} inside a step or another task: only the workflow's own code may use it",
+            self.0
+        )
     }
 }
 
@@ -130,7 +135,10 @@ pub(crate) struct StepOp {
 
 impl fmt::Debug for StepOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StepOp").field("name", &self.name).field("outcome", &self.outcome).finish_non_exhaustive()
+        f.debug_struct("StepOp")
+            .field("name", &self.name)
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
     }
 }
 

@@ -74,7 +74,8 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Step<T> {
             let running = closure();
             Box::pin(async move {
                 let value = running.await.map_err(|e| e.0)?;
-                payload::encode_checked(&value).map_err(|(kind, problem)| Failure::new(kind, problem).non_retryable())
+                payload::encode_checked(&value)
+                    .map_err(|(kind, problem)| Failure::new(kind, problem).non_retryable())
             })
         });
         shared.check_polled(source);

@@ -77,7 +77,11 @@ fn completed(step: u32, name: &str, value: u32) -> EventBody {
 }
 
 fn signal(value: u32) -> EventBody {
-    EventBody::SignalReceived { name: "go".into(), signal_id: value.to_string(), input: payload::encode(&value).unwrap() }
+    EventBody::SignalReceived {
+        name: "go".into(),
+        signal_id: value.to_string(),
+        input: payload::encode(&value).unwrap(),
+    }
 }
 
 async fn number(ctx: &Ctx, name: &str, value: u32) -> Result<u32, WorkflowError> {

@@ -64,7 +64,10 @@ enum Ended {
 }
 
 /// Works until `stop`.
-pub(super) async fn work(settings: Arc<Settings>, stop: impl Future<Output = ()> + Send) -> Result<(), WorkerError> {
+pub(super) async fn work(
+    settings: Arc<Settings>,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), WorkerError> {
     let mut stop = std::pin::pin!(stop);
     let (ended, mut ended_runs) = mpsc::unbounded_channel();
     let mut session = Session {
@@ -218,7 +221,8 @@ impl Session {
         let Some(server_message::Message::Welcome(welcome)) = messages.next().and_then(|m| m.message) else {
             return Err(Ended::Lost("the server did not greet".to_owned()));
         };
-        let lease = welcome.lease.and_then(|l| wire::decode_duration("lease", l).ok()).unwrap_or_default().to_std();
+        let lease =
+            welcome.lease.and_then(|l| wire::decode_duration("lease", l).ok()).unwrap_or_default().to_std();
         if lease < Duration::from_millis(100) {
             return Err(Ended::Lost("the server's lease is too short to work with".to_owned()));
         }
@@ -240,8 +244,12 @@ impl Session {
         let error = refused(status);
         match code {
             // These do not change by asking again.
-            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::Unimplemented
-            | Code::PermissionDenied | Code::Unauthenticated => Ended::Refused(error),
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::Unauthenticated => Ended::Refused(error),
             _ => Ended::Lost(error.to_string()),
         }
     }
@@ -277,7 +285,12 @@ impl Session {
             Message::Rejected(rejected) => {
                 let (run, epoch) = (rejected.run_id.clone(), rejected.epoch);
                 if rejected.evicted {
-                    tracing::warn!(run_id = run, reason = rejected.reason, message = rejected.message, "run taken away");
+                    tracing::warn!(
+                        run_id = run,
+                        reason = rejected.reason,
+                        message = rejected.message,
+                        "run taken away"
+                    );
                     self.evict(&run, epoch);
                 } else {
                     self.tell(&run, epoch, RunMessage::Rejected { number: rejected.number });

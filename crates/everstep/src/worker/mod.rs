@@ -191,11 +191,13 @@ where
                 let running = workflow(ctx, input);
                 Box::pin(async move {
                     let value = running.await?;
-                    payload::encode_checked(&value).map_err(|(kind, problem)| WorkflowError::new(kind, problem))
+                    payload::encode_checked(&value)
+                        .map_err(|(kind, problem)| WorkflowError::new(kind, problem))
                 })
             }
             Err(e) => {
-                let error = WorkflowError::new("Payload", format!("the input is not of the workflow's type: {e}"));
+                let error =
+                    WorkflowError::new("Payload", format!("the input is not of the workflow's type: {e}"));
                 Box::pin(async move { Err(error) })
             }
         }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use everstep_core::{
-    BlockKind, Blocked, CommitCommand, DetachReason, Epoch, Event, EventBody, Failure, OpId, Payload, RetryPolicy,
-    RunId, Seq, WorkerCommit, limits,
+    BlockKind, Blocked, CommitCommand, DetachReason, Epoch, Event, EventBody, Failure, OpId, Payload,
+    RetryPolicy, RunId, Seq, WorkerCommit, limits,
 };
 use everstep_proto::api::{self, worker_message};
 use everstep_proto::{history, wire};
@@ -126,7 +126,11 @@ impl RunTask {
     }
 
     /// Replays the history, then goes on until the run is no longer this worker's.
-    pub(super) async fn run(mut self, history: Vec<history::Event>, mut messages: mpsc::UnboundedReceiver<RunMessage>) {
+    pub(super) async fn run(
+        mut self,
+        history: Vec<history::Event>,
+        mut messages: mpsc::UnboundedReceiver<RunMessage>,
+    ) {
         if !self.replay(history) {
             return;
         }
@@ -186,7 +190,8 @@ impl RunTask {
                 expected: format!("workflow type '{}'", start.workflow_type),
                 produced: format!("a worker that has: {known}"),
                 source: String::new(),
-                hint: "register the workflow type, or start the run on the queue of a worker that has it".to_owned(),
+                hint: "register the workflow type, or start the run on the queue of a worker that has it"
+                    .to_owned(),
                 build_id: String::new(),
             });
             return true;
@@ -195,7 +200,8 @@ impl RunTask {
         self.parent = trace::run_context(self.run, start);
         self.machine = Some(Machine::new(self.run, start, first.at, workflow));
         // What came in while nobody held the run is new to the code, and so is all of a run nobody held yet.
-        let let_go = |e: &Event| matches!(e.body, EventBody::WorkerDetached { .. } | EventBody::RunBlocked(_));
+        let let_go =
+            |e: &Event| matches!(e.body, EventBody::WorkerDetached { .. } | EventBody::RunBlocked(_));
         let replayed = events.iter().rposition(let_go).map_or(0, |i| i + 1);
         for (i, event) in events.iter().enumerate() {
             if event.seq != i as u64 + 1 {
@@ -283,7 +289,9 @@ impl RunTask {
                 let sent = self.results.remove(step);
                 if decoded.payload_omitted {
                     let Some(sent) = sent else {
-                        self.release("the server left out a result that this worker does not have".to_owned());
+                        self.release(
+                            "the server left out a result that this worker does not have".to_owned(),
+                        );
                         return true;
                     };
                     *result = sent;
@@ -338,7 +346,9 @@ impl RunTask {
     }
 
     fn begin(&mut self, work: Work) {
-        let Work::Attempt { id, ref name, attempt, ref policy, timeout, not_before, ref run } = work else { return };
+        let Work::Attempt { id, ref name, attempt, ref policy, timeout, not_before, ref run } = work else {
+            return;
+        };
         let due = not_before.map_or(Duration::ZERO, |at| self.until(at.as_micros()));
         if !due.is_zero() || !self.lease.may_start() || self.draining {
             // The lease is renewed any moment, or the run is lost; a drain starts nothing new.
@@ -413,7 +423,8 @@ impl RunTask {
         if !commands.is_empty() {
             self.commit(commands);
         }
-        let due: Vec<OpId> = self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(&id, _)| id).collect();
+        let due: Vec<OpId> =
+            self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(&id, _)| id).collect();
         for id in due {
             if let Some((_, work)) = self.waiting.remove(&id) {
                 self.begin(work);
@@ -503,7 +514,9 @@ async fn guarded(
     let caught = match timeout {
         Some(limit) => match tokio::time::timeout(limit, caught).await {
             Ok(caught) => caught,
-            Err(_) => return Err(Failure::new("StepTimeout", format!("the attempt took longer than {limit:?}"))),
+            Err(_) => {
+                return Err(Failure::new("StepTimeout", format!("the attempt took longer than {limit:?}")));
+            }
         },
         None => caught.await,
     };
