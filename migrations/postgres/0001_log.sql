@@ -256,7 +256,7 @@ CREATE VIEW steps AS
            CASE last_kind
                WHEN 'StepCompleted' THEN 'completed'
                WHEN 'StepStarted' THEN 'running'
-               ELSE CASE WHEN last_attrs::json ->> 'retry_at' IS NULL THEN 'failed' ELSE 'retrying' END
+               ELSE CASE WHEN last_attrs::json ->> 'retry_at_us' IS NULL THEN 'failed' ELSE 'retrying' END
            END AS status,
            min(at) AS first_seen_at,
            max(at) AS last_seen_at,

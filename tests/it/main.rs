@@ -1,4 +1,5 @@
 //! Integration tests: real servers and workers in this process, real stores beside it.
 
+mod postgres;
 mod run;
 mod stores;

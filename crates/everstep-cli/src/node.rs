@@ -11,6 +11,7 @@ use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
 use everstep_engine::{Engine, EngineConfig};
 use everstep_server::{Server, ServerOptions};
 use everstep_store::Store;
+use everstep_store_postgres::{PostgresOptions, PostgresStore};
 use everstep_store_sqlite::SqliteStore;
 use uuid::Uuid;
 
@@ -44,9 +45,9 @@ impl Database {
     pub(crate) async fn open(&self, allow_fsync_off: bool) -> Result<Arc<dyn Store>, Fail> {
         Ok(match self {
             Self::Sqlite(path) => Arc::new(SqliteStore::open(path).await?),
-            Self::Postgres(_) => {
-                let _ = allow_fsync_off;
-                return Err(Fail::refused("this build has no Postgres adapter yet: use sqlite:FILE"));
+            Self::Postgres(url) => {
+                let options = PostgresOptions { allow_fsync_off, ..PostgresOptions::default() };
+                Arc::new(PostgresStore::connect(url, options).await?)
             }
         })
     }
@@ -55,9 +56,7 @@ impl Database {
     pub(crate) async fn open_read_only(&self) -> Result<Arc<dyn Store>, Fail> {
         Ok(match self {
             Self::Sqlite(path) => Arc::new(SqliteStore::open_existing_read_only(path).await?),
-            Self::Postgres(_) => {
-                return Err(Fail::refused("this build has no Postgres adapter yet: use sqlite:FILE"));
-            }
+            Self::Postgres(url) => Arc::new(PostgresStore::connect_read_only(url).await?),
         })
     }
 }
@@ -96,9 +95,7 @@ pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Resu
     let server = Server::bind(options.listen, server_options).await?;
     let dispatch: Arc<dyn Dispatch> = match &options.nats_url {
         Some(url) => Arc::new(
-            NatsDispatch::connect(url, NatsOptions::default())
-                .await
-                .map_err(|e| Fail::unreachable(e.to_string()))?,
+            NatsDispatch::connect(url, NatsOptions::default()).await.map_err(|e| Fail::unreachable(e.to_string()))?,
         ),
         None => Arc::new(InProcess::new()),
     };

@@ -30,7 +30,7 @@ const QUEUES_KEPT: usize = 1_000;
 pub struct NatsDispatch {
     options: NatsOptions,
     connection: Arc<Connection>,
-    stream: TaskStream,
+    stream: Arc<TaskStream>,
     queues: Mutex<HashMap<QueueKey, Arc<Queue>>>,
     in_flight: InFlight<Acker>,
     outbox: Outbox,
@@ -51,7 +51,7 @@ impl NatsDispatch {
         let context = ContextBuilder::new().timeout(options.request_timeout).build(connection.client.clone());
         let notice_subject = subject::of_notices(&options.subject_prefix);
         let inbox = Inbox::open(&connection, notice_subject.clone()).await?;
-        let stream = TaskStream::new(context, &options);
+        let stream = Arc::new(TaskStream::new(context, &options));
         // The server handles a connection's messages in order: with the answer to this, the subscription
         // above is known to be in place.
         stream.create().await?;

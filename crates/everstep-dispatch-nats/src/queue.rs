@@ -17,6 +17,7 @@ use async_nats::jetstream::{AckKind, ErrorCode, Message};
 use everstep_dispatch::Error;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::connection::Connection;
@@ -47,6 +48,9 @@ pub(crate) struct Queue {
 #[derive(Default)]
 struct Fetch {
     consumer: Option<PullConsumer>,
+    /// Makes the consumer, in a task of its own: pulls that are dropped sooner than that takes must not
+    /// begin it again and again.
+    making: Option<JoinHandle<Result<PullConsumer, Error>>>,
     request: Option<Request>,
     /// Delivered to this node, not yet returned by a pull.
     ready: VecDeque<Message>,
@@ -131,7 +135,7 @@ impl Pull {
     pub(crate) async fn next(
         &self,
         connection: &Connection,
-        stream: &TaskStream,
+        stream: &Arc<TaskStream>,
         max: usize,
     ) -> Result<Vec<Message>, Error> {
         let mut fetch = self.queue.fetch.lock().await;
@@ -206,7 +210,7 @@ impl Fetch {
     async fn step(
         &mut self,
         queue: &Queue,
-        stream: &TaskStream,
+        stream: &Arc<TaskStream>,
         max: usize,
         disconnects: &mut watch::Receiver<u64>,
     ) -> Result<(), Error> {
@@ -215,9 +219,16 @@ impl Fetch {
             self.start_over();
         }
         let Some(request) = &mut self.request else {
-            let consumer = match &self.consumer {
-                Some(consumer) => consumer,
-                None => self.consumer.insert(make_consumer(queue, stream).await?),
+            let Some(consumer) = &self.consumer else {
+                let config = &queue.consumer;
+                let making = self
+                    .making
+                    .get_or_insert_with(|| tokio::spawn(make_consumer(config.clone(), Arc::clone(stream))));
+                let made = making.await;
+                self.making = None;
+                let stopped = |_| Err(Error::Unavailable("this node is shutting down".to_owned()));
+                self.consumer = Some(made.unwrap_or_else(stopped)?);
+                return Ok(());
             };
             let kind = if self.drained { Kind::Wait } else { Kind::Take };
             self.request = Some(Request::send(consumer, kind, max, now).await?);
@@ -268,8 +279,8 @@ impl Request {
 }
 
 /// Makes the consumer, and before it the stream if that is missing.
-async fn make_consumer(queue: &Queue, stream: &TaskStream) -> Result<PullConsumer, Error> {
-    let create = || stream.context.create_consumer_on_stream(queue.consumer.clone(), stream.name());
+async fn make_consumer(config: pull::Config, stream: Arc<TaskStream>) -> Result<PullConsumer, Error> {
+    let create = || stream.context.create_consumer_on_stream(config.clone(), stream.name());
     let err = match create().await {
         Ok(consumer) => return Ok(consumer),
         Err(err) => err,

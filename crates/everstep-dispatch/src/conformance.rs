@@ -55,6 +55,7 @@ pub async fn suite(harness: &dyn Harness) {
     queues_are_separate(harness).await;
     odd_names_are_separate(harness).await;
     a_dropped_pull_loses_nothing(harness).await;
+    dropped_pulls_still_get_on(harness).await;
     concurrent_drops_lose_nothing(harness).await;
     duplicates_are_harmless(harness).await;
     unacknowledged_comes_again(harness).await;
@@ -283,6 +284,26 @@ async fn a_dropped_pull_loses_nothing(harness: &dyn Harness) {
         if taken.is_empty() {
             taken = pull(&*to, &queue, 5).await;
         }
+        assert_eq!(taken[0].hint, sent);
+        to.ack(taken[0].token).await;
+    }
+}
+
+/// Pulls that are all dropped after one poll must not begin at zero each time.
+async fn dropped_pulls_still_get_on(harness: &dyn Harness) {
+    let (from, to) = (harness.node().await, harness.node().await);
+    let queue = fresh_queue();
+    for _ in 0..3 {
+        let sent = publish(&*from, &queue).await;
+        let taken = timeout(PATIENCE, async {
+            loop {
+                match poll_once(to.pull(&queue, 5)) {
+                    Poll::Ready(taken) => return taken.expect("pull works"),
+                    Poll::Pending => tokio::task::yield_now().await,
+                }
+            }
+        });
+        let Ok(taken) = taken.await else { panic!("pulls that are dropped never get a hint") };
         assert_eq!(taken[0].hint, sent);
         to.ack(taken[0].token).await;
     }

@@ -1,1 +1,16 @@
-//! Placeholder while the crate is being written.
+//! The Postgres adapter of the Everstep store.
+//!
+//! Appends of many runs are one statement, and so one round trip and one commit; the primary key of `events`
+//! decides who appended. Nothing rests on an isolation level above READ COMMITTED, and nothing here reads
+//! from a standby. What is *not* here: the meaning of an event.
+
+mod append;
+mod connect;
+mod error;
+mod reads;
+mod rows;
+mod sessions;
+mod sql;
+mod sweep;
+
+pub use connect::{MigrationReport, PostgresOptions, PostgresStore, migrate};

@@ -17,8 +17,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
             Database::Sqlite(path).open(false).await?;
             out::note("the file is at this version's schema");
         }
-        Database::Postgres(_) => {
-            return Err(Fail::refused("this build has no Postgres adapter yet: use sqlite:FILE"));
+        Database::Postgres(url) => {
+            let report = everstep_store_postgres::migrate(&url).await?;
+            out::note(&format!("{report}"));
         }
     }
     Ok(())

@@ -21,11 +21,11 @@ use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn queue(name: &str) -> QueueKey {
+fn queue(name: &str) -> QueueKey {
     QueueKey { namespace: "default".to_owned(), task_queue: name.to_owned() }
 }
 
-pub fn hint(queue: &QueueKey) -> TaskHint {
+fn hint(queue: &QueueKey) -> TaskHint {
     TaskHint {
         run_id: RunId::from_uuid(Uuid::new_v4()),
         queue: queue.clone(),
@@ -33,17 +33,17 @@ pub fn hint(queue: &QueueKey) -> TaskHint {
     }
 }
 
-pub async fn connect(server: &Server) -> Result<Arc<NatsDispatch>> {
+async fn connect(server: &Server) -> Result<Arc<NatsDispatch>> {
     Ok(Arc::new(NatsDispatch::connect(&server.url(), NatsOptions::default()).await?))
 }
 
 /// Polls `future` once: a pull then has its request on the way.
-pub fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
+fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
     future.poll(&mut TaskContext::from_waker(Waker::noop())).is_ready()
 }
 
 /// Pulls as the engine does: an unavailable dispatch is asked again.
-pub async fn pull_until(node: &dyn Dispatch, queue: &QueueKey) -> Result<Vec<Delivery>> {
+async fn pull_until(node: &dyn Dispatch, queue: &QueueKey) -> Result<Vec<Delivery>> {
     let pulling = async {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         loop {
@@ -57,7 +57,7 @@ pub async fn pull_until(node: &dyn Dispatch, queue: &QueueKey) -> Result<Vec<Del
 }
 
 /// Publishes as the sweep does: again, until it works.
-pub async fn publish_until(node: &dyn Dispatch, hint: &TaskHint) -> Result<()> {
+async fn publish_until(node: &dyn Dispatch, hint: &TaskHint) -> Result<()> {
     let publishing = async {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         loop {
@@ -80,7 +80,10 @@ impl Harness for OnNats {
 
     async fn node(&self) -> Arc<dyn Dispatch> {
         let options = NatsOptions { ack_wait: Duration::from_secs(4), ..NatsOptions::default() };
-        Arc::new(NatsDispatch::connect(&self.0.url(), options).await.expect("the server is up"))
+        match NatsDispatch::connect(&self.0.url(), options).await {
+            Ok(node) => Arc::new(node),
+            Err(error) => panic!("cannot connect: {error}"),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What an operator reads when connecting cannot work.
 
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use async_nats::jetstream;
@@ -68,6 +70,48 @@ async fn wrong_password() -> Result<()> {
     }
     let url = format!("nats://al%40ice:r%2Fght@{}", server.address());
     NatsDispatch::connect(&url, NatsOptions::default()).await?;
+    Ok(())
+}
+
+/// What was logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Even at the finest level, the client library's included. One thread, so that the log holds everything.
+#[tokio::test]
+async fn credentials_are_never_logged() -> Result<()> {
+    let Some(server) = Server::start_with(&["-js", "--user", "alice", "--pass", "c4nary"])? else {
+        return Ok(());
+    };
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let logging = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let key = queue("q");
+    let node =
+        NatsDispatch::connect(&format!("nats://alice:c4nary@{}", server.address()), NatsOptions::default())
+            .await?;
+    node.publish(hint(&key)).await?;
+    let taken = pull_until(&node, &key).await?;
+    node.ack(taken[0].token).await;
+    failure(&format!("nats://alice:c4nary2@{}", server.address()), NatsOptions::default()).await;
+    drop(logging);
+    let log = String::from_utf8(log.0.lock().unwrap_or_else(PoisonError::into_inner).clone())?;
+    assert!(log.contains("connected to NATS") && log.contains(&server.address()), "nothing logged: {log}");
+    assert!(!log.contains("c4nary"), "{log}");
     Ok(())
 }
 

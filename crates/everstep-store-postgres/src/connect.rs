@@ -1,0 +1,226 @@
+//! Opening a database, and bringing its schema up to date.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use everstep_store::Error;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, PgConnection, Row};
+
+use crate::error::before;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
+
+/// How long a connection may take; with the rest, every answer comes within 10 s.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Partitions made before and after today, in days.
+const PARTITION_DAYS: (i32, i32) = (2, 14);
+/// How often a store that lives looks after the partitions.
+const PARTITION_LOOK: Duration = Duration::from_secs(3_600);
+
+/// How a store behaves. The defaults suit production.
+#[derive(Clone, Debug)]
+pub struct PostgresOptions {
+    /// Accept a server with `fsync = off`: a power failure may lose what was acknowledged.
+    pub allow_fsync_off: bool,
+    /// Connections that append.
+    pub writers: u32,
+    /// Connections that read.
+    pub readers: u32,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self { allow_fsync_off: false, writers: 4, readers: 8 }
+    }
+}
+
+/// A store in a Postgres database. Clones share the connections.
+#[derive(Clone, Debug)]
+pub struct PostgresStore {
+    pub(crate) writers: PgPool,
+    pub(crate) readers: PgPool,
+}
+
+/// What a migration did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MigrationReport {
+    /// Migrations that were applied now.
+    pub applied: usize,
+    /// Partitions that were made now.
+    pub partitions: i32,
+}
+
+impl fmt::Display for MigrationReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} migrations applied, {} partitions made", self.applied, self.partitions)
+    }
+}
+
+/// Brings a database to this version's schema. Safe to repeat, to interrupt, and to run twice at once.
+///
+/// # Errors
+/// [`Error::Unavailable`]; [`Error::Schema`] when the database is newer than this binary; [`Error::Refused`].
+pub async fn migrate(url: &str) -> Result<MigrationReport, Error> {
+    let mut connection = open_one(url).await?;
+    check_server(&mut connection, true).await?;
+    let before_count = applied(&mut connection).await?.len();
+    MIGRATIONS.run(&mut connection).await.map_err(|e| match e {
+        sqlx::migrate::MigrateError::VersionMissing(v) => newer(v),
+        sqlx::migrate::MigrateError::Execute(e) => before(e),
+        other => Error::Schema(other.to_string()),
+    })?;
+    let after_count = applied(&mut connection).await?.len();
+    let partitions = ensure_partitions(&mut connection).await?;
+    Ok(MigrationReport { applied: after_count - before_count, partitions })
+}
+
+impl PostgresStore {
+    /// Connects, and checks that the database can be relied on.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when it cannot be reached; [`Error::Schema`] when it is older or newer than this
+    /// binary; [`Error::Refused`] for a standby, `fsync = off`, or a server older than 15.
+    pub async fn connect(url: &str, options: PostgresOptions) -> Result<Self, Error> {
+        let mut connection = open_one(url).await?;
+        check_server(&mut connection, options.allow_fsync_off).await?;
+        check_schema(&mut connection).await?;
+        ensure_partitions(&mut connection).await?;
+        let store = Self::pools(url, &options)?;
+        tokio::spawn(look_after_partitions(store.readers.clone()));
+        Ok(store)
+    }
+
+    /// Connects to read, for export and checks: makes no partitions and writes nothing.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::connect`].
+    pub async fn connect_read_only(url: &str) -> Result<Self, Error> {
+        let mut connection = open_one(url).await?;
+        check_schema(&mut connection).await?;
+        Self::pools(url, &PostgresOptions::default())
+    }
+
+    fn pools(url: &str, options: &PostgresOptions) -> Result<Self, Error> {
+        let common = |limit: u32| PgPoolOptions::new().max_connections(limit).acquire_timeout(CONNECT);
+        // The append's plan is good for any batch; planning it anew each time costs more than it does.
+        let writing = parse(url)?.options([
+            ("synchronous_commit", "on"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("enable_bitmapscan", "off"),
+        ]);
+        Ok(Self {
+            writers: common(options.writers).connect_lazy_with(writing),
+            readers: common(options.readers).connect_lazy_with(parse(url)?),
+        })
+    }
+}
+
+fn parse(url: &str) -> Result<PgConnectOptions, Error> {
+    // The URL may hold a password, so the error must not repeat it.
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        Error::Refused("the database URL is not understood: postgres://USER@HOST:PORT/NAME".to_owned())
+    })?;
+    Ok(options.application_name("everstep").options([
+        ("lock_timeout", "5s"),
+        ("statement_timeout", "10s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+        ("jit", "off"),
+    ]))
+}
+
+async fn open_one(url: &str) -> Result<PgConnection, Error> {
+    let options = parse(url)?;
+    match tokio::time::timeout(CONNECT, PgConnection::connect_with(&options)).await {
+        Ok(connected) => connected.map_err(before),
+        Err(_) => Err(Error::Unavailable(format!("Postgres did not answer within {CONNECT:?}"))),
+    }
+}
+
+async fn check_server(connection: &mut PgConnection, allow_fsync_off: bool) -> Result<(), Error> {
+    let row = sqlx::query(
+        "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('fsync')",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(before)?;
+    let (version, standby, fsync): (i32, bool, String) =
+        (row.try_get(0).map_err(before)?, row.try_get(1).map_err(before)?, row.try_get(2).map_err(before)?);
+    if version < 150_000 {
+        return Err(Error::Refused(format!(
+            "Postgres {} is too old: 15 or newer is needed",
+            version / 10_000
+        )));
+    }
+    if standby {
+        return Err(Error::Refused("the server is a standby: decisions need the primary".to_owned()));
+    }
+    if fsync == "off" && !allow_fsync_off {
+        return Err(Error::Refused(
+            "the server has fsync = off and may lose what was acknowledged: turn it on, or pass --allow-fsync-off"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
+    let there: Option<String> = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(before)?;
+    if there.is_none() {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version")
+        .fetch_all(connection)
+        .await
+        .map_err(before)
+}
+
+async fn check_schema(connection: &mut PgConnection) -> Result<(), Error> {
+    let applied = applied(connection).await?;
+    let known: Vec<i64> = MIGRATIONS.iter().map(|m| m.version).collect();
+    if let Some(version) = applied.iter().find(|v| !known.contains(v)) {
+        return Err(newer(*version));
+    }
+    if applied.len() < known.len() {
+        let what = if applied.is_empty() { "has no Everstep schema" } else { "has an older schema" };
+        return Err(Error::Schema(format!("the database {what}: run everstep migrate")));
+    }
+    Ok(())
+}
+
+fn newer(version: i64) -> Error {
+    Error::Schema(format!(
+        "the database has migration {version}, which this binary does not know: use a newer one"
+    ))
+}
+
+async fn ensure_partitions(connection: &mut PgConnection) -> Result<i32, Error> {
+    sqlx::query_scalar("SELECT everstep_ensure_partitions($1, $2)")
+        .bind(PARTITION_DAYS.0)
+        .bind(PARTITION_DAYS.1)
+        .fetch_one(connection)
+        .await
+        .map_err(before)
+}
+
+async fn look_after_partitions(pool: PgPool) {
+    loop {
+        tokio::time::sleep(PARTITION_LOOK).await;
+        if pool.is_closed() {
+            return;
+        }
+        if let Ok(mut connection) = pool.acquire().await
+            && let Err(error) = ensure_partitions(&mut connection).await
+        {
+            tracing::warn!(%error, "partitions not made: the next look tries again");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What the sweep looks for. Claims are taken row by row, so that two nodes share the work.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, TimerKey, TimerKind};
+use everstep_store::{ClaimedTimers, Error, Sweep};
+use sqlx::Row;
+use uuid::Uuid;
+
+use crate::PostgresStore;
+use crate::error::before;
+use crate::rows::from_db;
+use crate::sessions::micros;
+
+fn limit_of(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn seq(n: i64) -> Seq {
+    u64::try_from(n).unwrap_or(0)
+}
+
+#[async_trait]
+impl Sweep for PostgresStore {
+    async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error> {
+        let due: Vec<(Uuid, String, i64)> = sqlx::query_as(
+            "WITH due AS (
+                 SELECT run_id, kind, id FROM timers
+                  WHERE fire_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())
+                  ORDER BY fire_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+             UPDATE timers t SET claimed_until = clock_timestamp() + $2 * interval '1 microsecond'
+               FROM due d WHERE t.run_id = d.run_id AND t.kind = d.kind AND t.id = d.id
+             RETURNING t.run_id, t.kind, t.id",
+        )
+        .bind(limit_of(limit))
+        .bind(micros(claim))
+        .fetch_all(&self.writers)
+        .await
+        .map_err(before)?;
+        let row = sqlx::query(
+            "SELECT clock_timestamp(), (SELECT min(fire_at) FROM timers
+               WHERE fire_at > clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp()))",
+        )
+        .fetch_one(&self.writers)
+        .await
+        .map_err(before)?;
+        let (now, next): (DateTime<Utc>, Option<DateTime<Utc>>) =
+            (row.try_get(0).map_err(before)?, row.try_get(1).map_err(before)?);
+        let due = due
+            .into_iter()
+            .filter_map(|(run, kind, id)| {
+                let key = TimerKey { kind: TimerKind::parse(&kind)?, id: u32::try_from(id).ok()? };
+                Some((RunId::from_uuid(run), key))
+            })
+            .collect();
+        Ok(ClaimedTimers { due, next: next.map(from_db), now: from_db(now) })
+    }
+
+    async fn claim_tasks(
+        &self,
+        queues: Option<&[QueueKey]>,
+        limit: usize,
+    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
+        let (namespaces, names): (Vec<&str>, Vec<&str>) =
+            queues.unwrap_or_default().iter().map(|q| (q.namespace.as_str(), q.task_queue.as_str())).unzip();
+        let tasks: Vec<(Uuid, String, String)> = sqlx::query_as(
+            "WITH due AS (
+                 SELECT run_id FROM tasks
+                  WHERE next_claim_at <= clock_timestamp()
+                    AND ($1 OR (namespace, task_queue) IN (SELECT * FROM unnest($2::text[], $3::text[])))
+                  ORDER BY next_claim_at LIMIT $4 FOR UPDATE SKIP LOCKED)
+             UPDATE tasks t
+                SET claims = t.claims + 1,
+                    next_claim_at = clock_timestamp() + least(2 ^ least(t.claims + 1, 6), 60) * interval '1 second'
+               FROM due d WHERE t.run_id = d.run_id
+             RETURNING t.run_id, t.namespace, t.task_queue",
+        )
+        .bind(queues.is_none())
+        .bind(namespaces)
+        .bind(names)
+        .bind(limit_of(limit))
+        .fetch_all(&self.writers)
+        .await
+        .map_err(before)?;
+        let queue =
+            |(run, namespace, task_queue)| (RunId::from_uuid(run), QueueKey { namespace, task_queue });
+        Ok(tasks.into_iter().map(queue).collect())
+    }
+
+    async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
+        let lost: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "SELECT r.run_id, r.owner FROM runs r LEFT JOIN sessions s ON s.session_id = r.owner
+              WHERE r.owner IS NOT NULL AND r.closed_at IS NULL
+                AND (s.session_id IS NULL OR s.closed_at IS NOT NULL)
+              ORDER BY r.run_id LIMIT $1",
+        )
+        .bind(limit_of(limit))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(before)?;
+        Ok(lost
+            .into_iter()
+            .map(|(run, owner)| (RunId::from_uuid(run), SessionId::from_uuid(owner)))
+            .collect())
+    }
+
+    async fn stale_wakes(
+        &self,
+        node: NodeId,
+        age: Duration,
+        limit: usize,
+    ) -> Result<Vec<(RunId, Seq)>, Error> {
+        let wakes: Vec<(Uuid, i64)> = sqlx::query_as(
+            "SELECT w.run_id, w.seq FROM wakes w
+               JOIN runs r ON r.run_id = w.run_id
+               JOIN sessions s ON s.session_id = r.owner
+              WHERE s.node_id = $1 AND s.closed_at IS NULL
+                AND w.created_at < clock_timestamp() - $2 * interval '1 microsecond'
+              ORDER BY w.run_id, w.seq LIMIT $3",
+        )
+        .bind(node.uuid())
+        .bind(micros(age))
+        .bind(limit_of(limit))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(before)?;
+        Ok(wakes.into_iter().map(|(run, s)| (RunId::from_uuid(run), seq(s))).collect())
+    }
+
+    async fn delete_wakes(&self, seen: &[(RunId, Seq)]) -> Result<(), Error> {
+        let (runs, seqs): (Vec<Uuid>, Vec<i64>) =
+            seen.iter().map(|(run, s)| (run.uuid(), i64::try_from(*s).unwrap_or(i64::MAX))).unzip();
+        sqlx::query(
+            "DELETE FROM wakes w USING unnest($1::uuid[], $2::bigint[]) AS d(run_id, seq)
+              WHERE w.run_id = d.run_id AND w.seq <= d.seq",
+        )
+        .bind(runs)
+        .bind(seqs)
+        .execute(&self.writers)
+        .await
+        .map_err(before)?;
+        Ok(())
+    }
+
+    async fn blocked_runs(
+        &self,
+        queue: &QueueKey,
+        build_id: &str,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunId>, Error> {
+        let runs: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT run_id FROM runs
+              WHERE status = 'blocked' AND namespace = $1 AND task_queue = $2 AND build_id <> $3
+                AND ($4::uuid IS NULL OR run_id > $4)
+              ORDER BY run_id LIMIT $5",
+        )
+        .bind(&queue.namespace)
+        .bind(&queue.task_queue)
+        .bind(build_id)
+        .bind(after.map(|r| r.uuid()))
+        .bind(limit_of(limit))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(before)?;
+        Ok(runs.into_iter().map(RunId::from_uuid).collect())
+    }
+}
