@@ -1,5 +1,6 @@
 //! Integration tests: real servers and workers in this process, real stores beside it.
 
+mod cluster;
 mod postgres;
 mod run;
 mod stores;

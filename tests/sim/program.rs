@@ -75,7 +75,7 @@ fn look(history: &[Event]) -> Seen {
                 seen.ended.insert(*step);
             }
             EventBody::StepFailed { step, attempt, retry_at, .. } => {
-                let due = retry_at.expect("simulated steps are retried for ever");
+                let Some(due) = *retry_at else { panic!("simulated steps are retried for ever") };
                 let failures = seen.failures.get(step).map_or(0, |f| f.0) + 1;
                 seen.failures.insert(*step, (failures, due));
                 seen.attempts.insert(*step, *attempt);

@@ -120,7 +120,7 @@ impl Worker {
                 self.advance(run_id, now_us)
             }
             WorkerOut::Events { run_id, epoch, events, from, committed } => {
-                self.events(run_id, epoch, &events, from, committed);
+                self.events((run_id, epoch), &events, from, committed);
                 self.advance(run_id, now_us)
             }
             WorkerOut::Rejected { run_id, epoch, rejection, number } => {
@@ -155,7 +155,7 @@ impl Worker {
         let EventBody::RunStarted(start) = &history[0].body else {
             panic!("a history begins with its start")
         };
-        let seed = start.workflow_type[1..].parse().expect("the workflow type names a program");
+        let Ok(seed) = start.workflow_type[1..].parse() else { panic!("the workflow type names no program") };
         for (i, event) in history.iter().enumerate() {
             assert_eq!(event.seq, i as u64 + 1, "an activation has a gap");
         }
@@ -175,7 +175,7 @@ impl Worker {
         self.runs.insert(run_id, held);
     }
 
-    fn events(&mut self, run_id: RunId, epoch: Epoch, events: &[Event], from: u64, committed: u32) {
+    fn events(&mut self, (run_id, epoch): (RunId, Epoch), events: &[Event], from: u64, committed: u32) {
         let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return };
         for event in events.iter().filter(|e| e.seq >= from) {
             let last = held.history.last().map_or(0, |e| e.seq);
@@ -246,8 +246,7 @@ impl Worker {
     /// An attempt has ended.
     pub(crate) fn executed(
         &mut self,
-        run: RunId,
-        epoch: Epoch,
+        (run, epoch): (RunId, Epoch),
         step: OpId,
         attempt: u32,
         fails: bool,

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::check;
 use crate::client::{Ask, Client};
 use crate::faults::{Dice, Rates};
+use crate::verdict::Totals;
 use crate::worker::{Act, Worker};
 
 /// Database time of the world's beginning, in microseconds.
@@ -31,62 +32,6 @@ const STEPS_MAX: u64 = 600_000;
 
 pub(crate) fn from_db(at: Timestamp) -> u64 {
     u64::try_from(at.as_micros() - EPOCH_US).unwrap_or(0)
-}
-
-/// What a seed, or many, went through.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Totals {
-    pub(crate) events: u64,
-    pub(crate) runs: u64,
-    pub(crate) replies_lost: u64,
-    pub(crate) commits_late: u64,
-    pub(crate) nodes_died: u64,
-    pub(crate) workers_died: u64,
-    pub(crate) workers_stalled: u64,
-    pub(crate) links_cut: u64,
-    pub(crate) hints_lost: u64,
-    pub(crate) conflicts: u64,
-    pub(crate) fenced: u64,
-    pub(crate) re_executed: u64,
-}
-
-impl Totals {
-    pub(crate) fn add(&mut self, other: &Self) {
-        let pairs = self.fields_mut().into_iter().zip(other.clone().fields_mut().map(|n| *n));
-        pairs.for_each(|(a, b)| *a += b);
-    }
-
-    fn fields_mut(&mut self) -> [&mut u64; 12] {
-        [
-            &mut self.events,
-            &mut self.runs,
-            &mut self.replies_lost,
-            &mut self.commits_late,
-            &mut self.nodes_died,
-            &mut self.workers_died,
-            &mut self.workers_stalled,
-            &mut self.links_cut,
-            &mut self.hints_lost,
-            &mut self.conflicts,
-            &mut self.fenced,
-            &mut self.re_executed,
-        ]
-    }
-
-    pub(crate) fn faults(&self) -> [(&'static str, u64); 10] {
-        [
-            ("a lost commit reply", self.replies_lost),
-            ("a late commit", self.commits_late),
-            ("a dead node", self.nodes_died),
-            ("a dead worker", self.workers_died),
-            ("a stalled worker", self.workers_stalled),
-            ("a cut stream", self.links_cut),
-            ("a lost hint", self.hints_lost),
-            ("a lost race", self.conflicts),
-            ("a fenced commit", self.fenced),
-            ("a re-executed step", self.re_executed),
-        ]
-    }
 }
 
 /// Something that will happen.
@@ -169,17 +114,17 @@ struct WorkerSeat {
 
 /// One seed's world.
 pub(crate) struct World {
-    seed: u64,
+    pub(crate) seed: u64,
     loud: bool,
     dice: Dice,
     rates: Rates,
     now: Arc<AtomicU64>,
-    store: Arc<MemoryStore>,
+    pub(crate) store: Arc<MemoryStore>,
     coming: BTreeMap<(u64, u64), Coming>,
     order: u64,
     nodes: Vec<NodeSeat>,
     workers: Vec<WorkerSeat>,
-    clients: Vec<Client>,
+    pub(crate) clients: Vec<Client>,
     hints: VecDeque<TaskHint>,
     /// When the last message on a stream arrives, each way: streams keep order.
     arrivals: BTreeMap<(u64, bool), u64>,
@@ -187,9 +132,9 @@ pub(crate) struct World {
     next_request: u64,
     asked: BTreeMap<u64, (usize, bool)>,
     executions: BTreeSet<(RunId, OpId, u32, Epoch)>,
-    executed: BTreeMap<(RunId, OpId), u64>,
-    checked: BTreeMap<RunId, usize>,
-    totals: Totals,
+    pub(crate) executed: BTreeMap<(RunId, OpId), u64>,
+    pub(crate) checked: BTreeMap<RunId, usize>,
+    pub(crate) totals: Totals,
 }
 
 impl World {
@@ -248,7 +193,7 @@ impl World {
         self.now.load(Ordering::Relaxed)
     }
 
-    fn db(&self) -> Timestamp {
+    pub(crate) fn db(&self) -> Timestamp {
         Timestamp::from_micros(EPOCH_US + i64::try_from(self.us()).unwrap_or(0))
     }
 
@@ -327,7 +272,7 @@ impl World {
             Coming::Executed { worker, life, run, epoch, step, attempt, fails } => {
                 if self.workers[worker].life == life {
                     let w = self.workers[worker].worker.as_mut();
-                    let acts = w.map(|w| w.executed(run, epoch, step, attempt, fails)).unwrap_or_default();
+                    let acts = w.map(|w| w.executed((run, epoch), step, attempt, fails)).unwrap_or_default();
                     self.act(worker, acts);
                 }
             }
@@ -588,6 +533,7 @@ impl World {
         self.soon(Coming::ToNode { node, life, input: Box::new(input) });
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each output")]
     fn perform(&mut self, node: usize, output: Output) {
         match output {
             Output::Started { request, result } => {
@@ -772,58 +718,5 @@ impl World {
                 self.feed(node, Input::TimersDue(claimed.due));
             }
         }
-    }
-
-    /// Every event, as soon as it is there.
-    fn check_new_events(&mut self) {
-        for run in self.store.run_ids_sync() {
-            let known = self.checked.get(&run).copied().unwrap_or(0);
-            let tail = self.store.read_events_sync(run, known as u64, usize::MAX);
-            if tail.is_empty() {
-                continue;
-            }
-            let history = self.store.read_events_sync(run, 0, usize::MAX);
-            let tables = self.store.run_tables_sync(run);
-            if let Err(problem) = check::history(run, &history, tables.as_ref(), self.db()) {
-                panic!("seed {}: {run}: {problem}", self.seed);
-            }
-            self.totals.events += tail.len() as u64;
-            self.checked.insert(run, history.len());
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        let answered = self.clients.iter().all(|c| matches!(c.ask(), Ask::Nothing));
-        answered && self.stuck().is_empty()
-    }
-
-    fn stuck(&self) -> Vec<String> {
-        let open =
-            |run: &RunId| self.store.run_tables_sync(*run).filter(|t| !t.projection.row.status.is_closed());
-        let runs = self.store.run_ids_sync();
-        runs.iter()
-            .filter_map(|run| {
-                let tables = open(run)?;
-                let kinds: Vec<String> = self
-                    .store
-                    .read_events_sync(*run, 0, usize::MAX)
-                    .iter()
-                    .map(|e| format!("{}@{}", e.body.kind(), e.epoch))
-                    .collect();
-                Some(format!("{run} {kinds:?} {tables:?}"))
-            })
-            .collect()
-    }
-
-    fn check_end(&mut self) {
-        for client in &self.clients {
-            let Some(run) = client.run else { panic!("seed {}: a start was never answered", self.seed) };
-            let history = self.store.read_events_sync(run, 0, usize::MAX);
-            if let Err(problem) = check::outcome(client, &history) {
-                panic!("seed {}: {run}: {problem}", self.seed);
-            }
-            self.totals.runs += 1;
-        }
-        assert_eq!(self.store.run_ids_sync().len(), self.clients.len(), "seed {}: phantom runs", self.seed);
     }
 }

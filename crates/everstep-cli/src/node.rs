@@ -95,7 +95,9 @@ pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Resu
     let server = Server::bind(options.listen, server_options).await?;
     let dispatch: Arc<dyn Dispatch> = match &options.nats_url {
         Some(url) => Arc::new(
-            NatsDispatch::connect(url, NatsOptions::default()).await.map_err(|e| Fail::unreachable(e.to_string()))?,
+            NatsDispatch::connect(url, NatsOptions::default())
+                .await
+                .map_err(|e| Fail::unreachable(e.to_string()))?,
         ),
         None => Arc::new(InProcess::new()),
     };

@@ -1,13 +1,13 @@
 //! Appending.
 
 use chrono::{DateTime, Utc};
-use everstep_core::{RunRow, Timestamp, Write};
+use everstep_core::{RunRow, TimerKey, Timestamp, Write};
 use everstep_proto::row::EventRow;
 use everstep_store::{Append, AppendReply, Error, RunAppend, StartClaim, Verdict};
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 use sqlx::{Connection, Postgres, Row};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 use crate::PostgresStore;
@@ -54,9 +54,8 @@ impl PostgresStore {
             };
             if !fresh {
                 verdicts[index] = Some(Verdict::Conflict);
-            } else if append.runs().any(|r| r.events.is_empty()) {
-                let refused = Error::Refused("an append holds at least one event".to_owned());
-                verdicts[index] = Some(Verdict::Failed(refused));
+            } else if let Some(problem) = append.malformed() {
+                verdicts[index] = Some(Verdict::Failed(Error::Refused(problem)));
             } else if append.with.is_some() {
                 groups.push((index, append));
             } else if append.run.start.is_none() && append.run.writes.is_empty() && !large(&append.run) {
@@ -279,18 +278,18 @@ impl Events {
     }
 }
 
-/// What goes beside the events of a statement.
+/// What goes beside the events of a statement, each row once: the writes of an append are taken in order, and
+/// a later one of the same row replaces an earlier one.
 #[derive(Default)]
 struct Beside {
     claims: Vec<(Uuid, StartClaim)>,
     payloads: Vec<(Uuid, Vec<u8>, Vec<u8>)>,
-    rows: Vec<RunRow>,
-    timers_set: Vec<(Uuid, &'static str, i64, DateTime<Utc>)>,
-    timers_deleted: Vec<(Uuid, Option<&'static str>, Option<i64>)>,
-    tasks_set: Vec<(Uuid, String, String)>,
-    tasks_deleted: Vec<Uuid>,
-    wakes_set: Vec<(Uuid, i64)>,
-    wakes_deleted: Vec<(Uuid, i64)>,
+    rows: BTreeMap<Uuid, RunRow>,
+    timers: BTreeMap<(Uuid, &'static str, i64), Option<DateTime<Utc>>>,
+    timers_cleared: BTreeSet<Uuid>,
+    tasks: BTreeMap<Uuid, Option<(String, String)>>,
+    wakes_set: BTreeSet<(Uuid, i64)>,
+    wakes_deleted: BTreeMap<Uuid, i64>,
 }
 
 fn signed(seq: u64) -> i64 {
@@ -302,21 +301,42 @@ impl Beside {
         let id = run.run_id.uuid();
         self.claims.extend(run.start.iter().map(|claim| (id, claim.clone())));
         for write in &run.writes {
-            match write {
-                Write::Run(row) => self.rows.push((**row).clone()),
-                Write::TimerSet(t) => {
-                    self.timers_set.push((id, t.key.kind.as_str(), i64::from(t.key.id), to_db(t.fire_at)));
+            self.write(id, write);
+        }
+    }
+
+    fn write(&mut self, id: Uuid, write: &Write) {
+        let timer = |key: &TimerKey| (id, key.kind.as_str(), i64::from(key.id));
+        match write {
+            Write::Run(row) => {
+                if self.rows.get(&id).is_none_or(|old| old.last_seq < row.last_seq) {
+                    self.rows.insert(id, (**row).clone());
                 }
-                Write::TimerDeleted(key) => {
-                    self.timers_deleted.push((id, Some(key.kind.as_str()), Some(i64::from(key.id))));
-                }
-                Write::TimersCleared => self.timers_deleted.push((id, None, None)),
-                Write::TaskSet(queue) => {
-                    self.tasks_set.push((id, queue.namespace.clone(), queue.task_queue.clone()));
-                }
-                Write::TaskDeleted => self.tasks_deleted.push(id),
-                Write::WakeSet { seq } => self.wakes_set.push((id, signed(*seq))),
-                Write::WakesDeleted { up_to } => self.wakes_deleted.push((id, signed(*up_to))),
+            }
+            Write::TimerSet(t) => {
+                self.timers.insert(timer(&t.key), Some(to_db(t.fire_at)));
+            }
+            Write::TimerDeleted(key) => {
+                self.timers.insert(timer(key), None);
+            }
+            Write::TimersCleared => {
+                self.timers.retain(|(run, _, _), _| *run != id);
+                self.timers_cleared.insert(id);
+            }
+            Write::TaskSet(queue) => {
+                self.tasks.insert(id, Some((queue.namespace.clone(), queue.task_queue.clone())));
+            }
+            Write::TaskDeleted => {
+                self.tasks.insert(id, None);
+            }
+            Write::WakeSet { seq } => {
+                self.wakes_set.insert((id, signed(*seq)));
+            }
+            Write::WakesDeleted { up_to } => {
+                let up_to = signed(*up_to);
+                self.wakes_set.retain(|(run, seq)| *run != id || *seq > up_to);
+                let deleted = self.wakes_deleted.entry(id).or_default();
+                *deleted = up_to.max(*deleted);
             }
         }
     }
@@ -325,7 +345,25 @@ impl Beside {
         fn column<T, U>(rows: &[T], of: impl Fn(&T) -> U) -> Vec<U> {
             rows.iter().map(of).collect()
         }
-        let (c, p, r) = (&self.claims, &self.payloads, &self.rows);
+        let rows: Vec<RunRow> = self.rows.into_values().collect();
+        let (mut set, mut deleted) = (Vec::new(), Vec::new());
+        for ((run, kind, id), fire_at) in self.timers {
+            match fire_at {
+                Some(fire_at) => set.push((run, kind, id, fire_at)),
+                None => deleted.push((run, Some(kind), Some(id))),
+            }
+        }
+        deleted.extend(self.timers_cleared.into_iter().map(|run| (run, None, None)));
+        let (mut tasks, mut tasks_deleted) = (Vec::new(), Vec::new());
+        for (run, task) in self.tasks {
+            match task {
+                Some((namespace, queue)) => tasks.push((run, namespace, queue)),
+                None => tasks_deleted.push(run),
+            }
+        }
+        let (wakes, seen): (Vec<_>, Vec<_>) =
+            (self.wakes_set.into_iter().collect(), self.wakes_deleted.into_iter().collect());
+        let (c, p, r) = (&self.claims, &self.payloads, &rows);
         let query = query
             .bind(column(c, |c| c.0))
             .bind(column(c, |c| c.1.namespace.clone()))
@@ -352,20 +390,20 @@ impl Beside {
             .bind(column(r, |r| r.closed_at.map(to_db)))
             .bind(column(r, |r| signed(r.last_seq)));
         query
-            .bind(column(&self.timers_set, |t| t.0))
-            .bind(column(&self.timers_set, |t| t.1))
-            .bind(column(&self.timers_set, |t| t.2))
-            .bind(column(&self.timers_set, |t| t.3))
-            .bind(column(&self.timers_deleted, |t| t.0))
-            .bind(column(&self.timers_deleted, |t| t.1))
-            .bind(column(&self.timers_deleted, |t| t.2))
-            .bind(column(&self.tasks_set, |t| t.0))
-            .bind(column(&self.tasks_set, |t| t.1.clone()))
-            .bind(column(&self.tasks_set, |t| t.2.clone()))
-            .bind(self.tasks_deleted.clone())
-            .bind(column(&self.wakes_set, |w| w.0))
-            .bind(column(&self.wakes_set, |w| w.1))
-            .bind(column(&self.wakes_deleted, |w| w.0))
-            .bind(column(&self.wakes_deleted, |w| w.1))
+            .bind(column(&set, |t| t.0))
+            .bind(column(&set, |t| t.1))
+            .bind(column(&set, |t| t.2))
+            .bind(column(&set, |t| t.3))
+            .bind(column(&deleted, |t| t.0))
+            .bind(column(&deleted, |t| t.1))
+            .bind(column(&deleted, |t| t.2))
+            .bind(column(&tasks, |t| t.0))
+            .bind(column(&tasks, |t| t.1.clone()))
+            .bind(column(&tasks, |t| t.2.clone()))
+            .bind(tasks_deleted)
+            .bind(column(&wakes, |w| w.0))
+            .bind(column(&wakes, |w| w.1))
+            .bind(column(&seen, |w| w.0))
+            .bind(column(&seen, |w| w.1))
     }
 }

@@ -85,7 +85,7 @@ impl Sessions for PostgresStore {
         limit: usize,
     ) -> Result<Vec<RunId>, Error> {
         let runs: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT run_id FROM runs WHERE owner = $1 AND ($2::uuid IS NULL OR run_id > $2) ORDER BY run_id LIMIT $3",
+            "SELECT run_id FROM runs WHERE owner = $1 AND closed_at IS NULL AND ($2::uuid IS NULL OR run_id > $2) ORDER BY run_id LIMIT $3",
         )
         .bind(session.uuid())
         .bind(after.map(|r| r.uuid()))

@@ -83,7 +83,9 @@ pub(crate) const APPEND: &str = "WITH input AS (
       JOIN first f ON f.run_id = n.run_id
      ORDER BY n.run_id
     ON CONFLICT (run_id) DO UPDATE
-       SET status = excluded.status, owner = excluded.owner, epoch = excluded.epoch, build_id = excluded.build_id,
+       SET namespace = excluded.namespace, workflow_id = excluded.workflow_id,
+           workflow_type = excluded.workflow_type, task_queue = excluded.task_queue,
+           started_at = excluded.started_at, status = excluded.status, owner = excluded.owner, epoch = excluded.epoch, build_id = excluded.build_id,
            blocked = excluded.blocked, cancel_requested = excluded.cancel_requested,
            closed_at = excluded.closed_at, last_seq = excluded.last_seq
      WHERE r.last_seq < excluded.last_seq
@@ -98,12 +100,16 @@ pub(crate) const APPEND: &str = "WITH input AS (
     DELETE FROM timers t
      USING unnest($45::uuid[], $46::text[], $47::bigint[]) AS d(run_id, kind, id), first f
      WHERE t.run_id = d.run_id AND (d.kind IS NULL OR (t.kind = d.kind AND t.id = d.id)) AND f.run_id = d.run_id
+       AND NOT EXISTS (SELECT 1 FROM unnest($41::uuid[], $42::text[], $43::bigint[]) AS s(run_id, kind, id)
+                        WHERE s.run_id = t.run_id AND s.kind = t.kind AND s.id = t.id)
 ), tasks_set AS (
     INSERT INTO tasks (run_id, namespace, task_queue, claims, next_claim_at)
     SELECT s.run_id, s.namespace, s.task_queue, 0, clock_timestamp() + interval '1 second'
       FROM unnest($48::uuid[], $49::text[], $50::text[]) AS s(run_id, namespace, task_queue) JOIN first f USING (run_id)
      ORDER BY s.run_id
-    ON CONFLICT (run_id) DO UPDATE SET claims = 0, next_claim_at = excluded.next_claim_at
+    ON CONFLICT (run_id) DO UPDATE
+       SET namespace = excluded.namespace, task_queue = excluded.task_queue, claims = 0,
+           next_claim_at = excluded.next_claim_at
 ), tasks_deleted AS (
     DELETE FROM tasks t USING unnest($51::uuid[]) AS d(run_id), first f
      WHERE t.run_id = d.run_id AND f.run_id = d.run_id
@@ -115,5 +121,7 @@ pub(crate) const APPEND: &str = "WITH input AS (
 ), wakes_deleted AS (
     DELETE FROM wakes w USING unnest($54::uuid[], $55::bigint[]) AS d(run_id, seq), first f
      WHERE w.run_id = d.run_id AND w.seq <= d.seq AND f.run_id = d.run_id
+       AND NOT EXISTS (SELECT 1 FROM unnest($52::uuid[], $53::bigint[]) AS s(run_id, seq)
+                        WHERE s.run_id = w.run_id AND s.seq = w.seq)
 )
 SELECT clock_timestamp() AS now, ARRAY(SELECT run_id FROM first) AS winners";

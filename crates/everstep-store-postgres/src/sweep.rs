@@ -111,12 +111,12 @@ impl Sweep for PostgresStore {
         limit: usize,
     ) -> Result<Vec<(RunId, Seq)>, Error> {
         let wakes: Vec<(Uuid, i64)> = sqlx::query_as(
-            "SELECT w.run_id, w.seq FROM wakes w
+            "SELECT w.run_id, max(w.seq) FROM wakes w
                JOIN runs r ON r.run_id = w.run_id
                JOIN sessions s ON s.session_id = r.owner
               WHERE s.node_id = $1 AND s.closed_at IS NULL
                 AND w.created_at < clock_timestamp() - $2 * interval '1 microsecond'
-              ORDER BY w.run_id, w.seq LIMIT $3",
+              GROUP BY w.run_id ORDER BY w.run_id LIMIT $3",
         )
         .bind(node.uuid())
         .bind(micros(age))

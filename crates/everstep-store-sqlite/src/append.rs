@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use everstep_core::{Event, RunId, Timestamp};
 use everstep_proto::row::EventRow;
-use everstep_store::{Append, AppendReply, Error, RunAppend, StartClaim, Verdict};
+use everstep_store::{Append, AppendReply, Error, StartClaim, Verdict};
 use sqlx::{Row, SqliteConnection};
 
 use crate::clock::Clock;
@@ -92,11 +92,7 @@ fn admit(batch: &[Append]) -> (Vec<Option<Verdict>>, Vec<usize>) {
                 fresh &= ids.insert((start.namespace.as_str(), start.workflow_id.as_str()));
             }
         }
-        let twice = append.with.as_ref().is_some_and(|with| with.run_id == append.run.run_id);
-        let problem = append
-            .runs()
-            .find_map(malformed)
-            .or_else(|| twice.then(|| "a group names the same run twice".to_owned()));
+        let problem = append.malformed();
         verdicts.push(match problem {
             Some(problem) => Some(Verdict::Failed(Error::Refused(problem))),
             None if !fresh => Some(Verdict::Conflict),
@@ -107,20 +103,6 @@ fn admit(batch: &[Append]) -> (Vec<Option<Verdict>>, Vec<usize>) {
         });
     }
     (verdicts, wanted)
-}
-
-/// What is wrong with the shape of an append, whatever the tables hold.
-fn malformed(run: &RunAppend) -> Option<String> {
-    let Some(first) = run.events.first() else {
-        return Some("an append needs at least one event".to_owned());
-    };
-    if first.seq == 0 || run.events.windows(2).any(|pair| pair[0].seq.checked_add(1) != Some(pair[1].seq)) {
-        return Some(format!("events of run {} are not in order of seq, from 1", run.run_id));
-    }
-    if run.start.is_some() && first.seq != 1 {
-        return Some(format!("run {} claims a workflow id with an event that is not its first", run.run_id));
-    }
-    None
 }
 
 impl Prepared {

@@ -1,3 +1,5 @@
+//! Opening, refusing, and what is left after a restart or a failure.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -73,6 +73,25 @@ impl Append {
         Self { run, with: None }
     }
 
+    /// What makes this append one that nobody should submit, if anything does. Adapters refuse it with
+    /// [`Error::Refused`] before it reaches the database.
+    pub fn malformed(&self) -> Option<String> {
+        if self.with.as_ref().is_some_and(|with| with.run_id == self.run.run_id) {
+            return Some("a group names the same run twice".to_owned());
+        }
+        self.runs().find_map(|run| {
+            let Some(first) = run.events.first() else {
+                return Some("an append holds at least one event".to_owned());
+            };
+            let ordered = run.events.windows(2).all(|pair| pair[0].seq.checked_add(1) == Some(pair[1].seq));
+            if first.seq == 0 || !ordered {
+                return Some(format!("events of run {} are not in order of seq, from 1", run.run_id));
+            }
+            let misplaced = run.start.is_some() && first.seq != 1;
+            misplaced.then(|| format!("run {} claims a workflow id with a later event", run.run_id))
+        })
+    }
+
     /// The run or runs of this append.
     pub fn runs(&self) -> impl Iterator<Item = &RunAppend> {
         std::iter::once(&self.run).chain(self.with.as_deref())

@@ -290,7 +290,7 @@ impl Tables {
                     fresh &= ids.insert((claim.namespace.as_str(), claim.workflow_id.as_str()));
                 }
             }
-            verdicts.push(match malformed(append) {
+            verdicts.push(match append.malformed() {
                 Some(problem) => Verdict::Failed(Error::Refused(problem)),
                 // Both runs are checked before either is written: they stand or fall together.
                 None if fresh && append.runs().all(|run| self.admits(run)) => {
@@ -352,24 +352,6 @@ impl Tables {
             }
         }
     }
-}
-
-/// What is wrong with the shape of an append, whatever the tables hold.
-fn malformed(append: &Append) -> Option<String> {
-    if append.with.as_ref().is_some_and(|with| with.run_id == append.run.run_id) {
-        return Some("a group names the same run twice".to_owned());
-    }
-    append.runs().find_map(|run| {
-        let Some(first) = run.events.first() else {
-            return Some("an append holds at least one event".to_owned());
-        };
-        let ordered = run.events.windows(2).all(|pair| pair[0].seq.checked_add(1) == Some(pair[1].seq));
-        if first.seq == 0 || !ordered {
-            return Some(format!("events of run {} are not in order of seq, from 1", run.run_id));
-        }
-        let misplaced = run.start.is_some() && first.seq != 1;
-        misplaced.then(|| format!("run {} claims a workflow id with a later event", run.run_id))
-    })
 }
 
 #[async_trait]

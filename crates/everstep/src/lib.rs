@@ -63,7 +63,7 @@ pub use combine::{Either, join_all, race, select2};
 pub use ctx::{Canceled, Ctx, RunInfo, Signal, Sleep, Step, StepInfo, step_info};
 pub use error::{ClientError, RunError, StepError, StepFailed, WorkerError, WorkflowError};
 pub use everstep_core::{Failure, Payload, RetryPolicy, RunId, RunStatus};
-pub use machine::{Machine, Obstacle, Work};
+pub use machine::{AttemptFn, AttemptFuture, Machine, Obstacle, Work};
 pub use payload::{decode, encode};
 pub use worker::{Worker, WorkerBuilder};
 

@@ -30,6 +30,12 @@ pub(crate) type WorkflowFuture = Pin<Box<dyn Future<Output = Result<Payload, Wor
 /// Makes a workflow's future for one run.
 pub(crate) type WorkflowFactory = Arc<dyn Fn(Ctx, Payload) -> WorkflowFuture + Send + Sync>;
 
+/// What a step runs for each attempt.
+pub type AttemptFn = Arc<dyn Fn() -> AttemptFuture + Send + Sync>;
+
+/// A running attempt.
+pub type AttemptFuture = Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>>;
+
 /// One run of a workflow, between two events.
 pub struct Machine {
     shared: Arc<Shared>,
@@ -77,7 +83,7 @@ pub enum Work {
         /// When it is due; database time.
         not_before: Option<Timestamp>,
         /// What to run.
-        run: Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>,
+        run: AttemptFn,
     },
     /// Start a timer.
     StartTimer {

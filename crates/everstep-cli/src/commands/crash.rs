@@ -231,7 +231,7 @@ impl Plan {
     }
 }
 
-fn free_port() -> Result<u16, Fail> {
+pub(crate) fn free_port() -> Result<u16, Fail> {
     let listener = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
     listener.map(|a| a.port()).map_err(|e| Fail::refused(format!("no free port: {e}")))
 }

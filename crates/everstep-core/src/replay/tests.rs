@@ -19,7 +19,8 @@ fn completed(step: u32, name: &str) -> EventBody {
 fn the_history_names_what_the_code_must_have_built() {
     let step = |name: &str| OpKind::Step(name.to_owned());
     let fired = |id| EventBody::TimerFired { timer: TimerKey::timer(OpId(id)) };
-    let cases: Vec<(Vec<OpKind>, EventBody, Option<(&str, &str)>)> = vec![
+    type Case = (Vec<OpKind>, EventBody, Option<(&'static str, &'static str)>);
+    let cases: Vec<Case> = vec![
         (vec![step("a")], completed(1, "a"), None),
         (vec![step("a"), step("b")], completed(1, "a"), None),
         (vec![step("b")], completed(1, "a"), Some(("step 'a' #1", "step 'b' #1"))),

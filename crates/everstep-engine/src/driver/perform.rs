@@ -35,7 +35,7 @@ impl Driver {
                     shared.feed(Input::Loaded { run, after, events });
                 });
             }
-            Output::ToWorker { link, message } => self.to_worker(link, message),
+            Output::ToWorker { link, message } => self.send_to_worker(link, message),
             Output::CloseLink { link } => {
                 self.links.remove(&link);
             }
@@ -59,7 +59,7 @@ impl Driver {
         }
     }
 
-    fn to_worker(&mut self, link: u64, message: WorkerOut) {
+    fn send_to_worker(&mut self, link: u64, message: WorkerOut) {
         let Some(sender) = self.links.get(&link) else { return };
         match sender.try_send(message) {
             Ok(()) => {}

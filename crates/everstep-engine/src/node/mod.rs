@@ -372,7 +372,7 @@ impl Node {
                 self.add_job(run, Job::Client { request, command });
             }
             Input::Connect { link, hello } => self.connect(link, hello),
-            Input::FromWorker { link, message } => self.from_worker(link, message),
+            Input::FromWorker { link, message } => self.worker_says(link, message),
             Input::Disconnected { link } => self.disconnected(link),
             Input::Appended { ticket, verdict } => self.appended(ticket, verdict),
             Input::Loaded { run, after, events } => self.loaded(run, after, events),

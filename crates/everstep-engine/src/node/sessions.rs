@@ -165,7 +165,7 @@ impl Node {
     }
 
     /// A worker says something.
-    pub(super) fn from_worker(&mut self, link: u64, message: WorkerIn) {
+    pub(super) fn worker_says(&mut self, link: u64, message: WorkerIn) {
         let Some(session) = self.sessions.get(&link) else { return };
         let id = session.id;
         match message {

@@ -1,3 +1,5 @@
+//! Every event survives the row, and the row's text does not drift.
+
 use bytes::Bytes;
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, DetachReason, Duration, Event, EventBody, Failure, OpId, Payload,
@@ -237,6 +239,7 @@ fn line(event: &Event) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of rows")]
 fn rows_keep_their_text() {
     let id = "00000000-0000-0000-0000-000000000007";
     let at = 1_700_000_000_000_001_i64;

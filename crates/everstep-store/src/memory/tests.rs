@@ -1,3 +1,5 @@
+//! The in-memory store against the conformance suite.
+
 use everstep_core::Timestamp;
 
 use super::MemoryStore;

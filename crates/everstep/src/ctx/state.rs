@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::panic::Location;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +15,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::RunInfo;
 
-/// An attempt of a step, to be run.
-pub(crate) type Attempt =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>> + Send + Sync>;
+pub(crate) use crate::machine::AttemptFn as Attempt;
 
 thread_local! {
     /// The run whose code this thread runs at the moment; 0 for none.
@@ -111,7 +108,7 @@ pub(crate) struct State {
 /// An operation that the code has built.
 #[derive(Debug)]
 pub(crate) enum OpState {
-    Step(StepOp),
+    Step(Box<StepOp>),
     Timer(TimerOp),
 }
 

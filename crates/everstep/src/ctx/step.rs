@@ -82,7 +82,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Step<T> {
         let id = {
             let mut state = shared.lock();
             let id = state.replay.build(step_kind(&name), source);
-            state.ops.push(OpState::Step(StepOp {
+            state.ops.push(OpState::Step(Box::new(StepOp {
                 name,
                 attempt,
                 policy: RetryPolicy::default(),
@@ -93,7 +93,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Step<T> {
                 retry_at: None,
                 outcome: None,
                 in_flight: false,
-            }));
+            })));
             id
         };
         Self { shared, id, value: PhantomData }

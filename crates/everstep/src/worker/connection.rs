@@ -328,8 +328,7 @@ impl Session {
         }
         let seen = Arc::new(AtomicU64::new(0));
         let task = RunTask::new(
-            run,
-            activate.epoch,
+            (run, activate.epoch),
             Arc::clone(&self.settings),
             Arc::clone(&self.outbox),
             Arc::clone(&self.lease),

@@ -92,8 +92,7 @@ struct AttemptEnd {
 
 impl RunTask {
     pub(super) fn new(
-        run: RunId,
-        epoch: Epoch,
+        (run, epoch): (RunId, Epoch),
         settings: Arc<Settings>,
         outbox: Arc<Outbox>,
         lease: Arc<Lease>,
