@@ -40,6 +40,8 @@ pub(crate) const APPEND: &str = "WITH input AS (
      WHERE NOT EXISTS (SELECT 1 FROM start_requests s
                         WHERE s.namespace = c.namespace AND s.workflow_id = c.workflow_id
                           AND s.request_id = c.request_id)
+       AND NOT EXISTS (SELECT 1 FROM events e
+                        WHERE e.run_id = c.run_id AND e.seq = 1 AND e.run_id BETWEEN $16 AND $17)
        AND (c.expected IS NULL
             OR EXISTS (SELECT 1 FROM workflow_ids x
                         WHERE x.namespace = c.namespace AND x.workflow_id = c.workflow_id
