@@ -62,7 +62,7 @@ impl Rates {
             link_cut: rate(0.004),
             node_dies: rate(0.002),
             worker_dies: rate(0.003),
-            worker_stalls: rate(0.001),
+            worker_stalls: rate(0.02),
         }
     }
 }

@@ -31,7 +31,7 @@ fn every_run_ends_as_predicted_whatever_is_lost() {
         return;
     }
     let old = REGRESSIONS.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.trim().parse().ok());
-    let seeds = old.chain(1..=env("EVERSTEP_SIM_SEEDS").unwrap_or(300));
+    let seeds = old.chain(1..=env("EVERSTEP_SIM_SEEDS").unwrap_or(2_000));
     let (mut totals, mut count) = (verdict::Totals::default(), 0);
     for seed in seeds {
         match catch_unwind(AssertUnwindSafe(|| World::new(seed, false).play())) {

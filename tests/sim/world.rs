@@ -270,6 +270,11 @@ impl World {
                 }
             }
             Coming::Executed { worker, life, run, epoch, step, attempt, fails } => {
+                let until = self.workers[worker].stalled_until;
+                if until > self.us() {
+                    let again = Coming::Executed { worker, life, run, epoch, step, attempt, fails };
+                    return self.at(until, again);
+                }
                 if self.workers[worker].life == life {
                     let w = self.workers[worker].worker.as_mut();
                     let acts = w.map(|w| w.executed((run, epoch), step, attempt, fails)).unwrap_or_default();
@@ -277,6 +282,10 @@ impl World {
                 }
             }
             Coming::Look { worker, life, run, epoch } => {
+                let until = self.workers[worker].stalled_until;
+                if until > self.us() {
+                    return self.at(until, Coming::Look { worker, life, run, epoch });
+                }
                 if self.workers[worker].life == life {
                     let now = self.us();
                     let w = self.workers[worker].worker.as_mut();
@@ -444,7 +453,10 @@ impl World {
             }
             if self.hit(self.rates.worker_stalls) {
                 self.totals.workers_stalled += 1;
-                self.workers[worker].stalled_until = self.us() + self.dice.below(12_000_000);
+                // A stopped process stays stopped: nothing that comes later may overtake what it has not read.
+                let until = self.us() + self.dice.below(12_000_000);
+                let seat = &mut self.workers[worker];
+                seat.stalled_until = seat.stalled_until.max(until);
             }
             if self.hit(self.rates.link_cut) && self.workers[worker].link != 0 {
                 self.totals.links_cut += 1;
