@@ -2,9 +2,6 @@
 --
 -- `events` (with `payloads`, `workflow_ids` and `start_requests`) is the truth. `runs`, `timers` and
 -- `tasks` can be computed from it; `wakes` and `sessions` are about the present only.
---
--- Text in keys has the collation "C": names are compared byte by byte, in the same order on every
--- system, and a new C library cannot damage an index.
 
 -- The smallest run id made at an instant: a UUIDv7 begins with its milliseconds since 1970.
 CREATE FUNCTION everstep_run_id_at(instant timestamptz) RETURNS uuid
@@ -132,10 +129,10 @@ CREATE TABLE runs (
     owner            uuid,
     epoch            int         NOT NULL,
     cancel_requested boolean     NOT NULL,
-    namespace        text        COLLATE "C" NOT NULL,
-    workflow_id      text        COLLATE "C" NOT NULL,
+    namespace        text        NOT NULL,
+    workflow_id      text        NOT NULL,
     workflow_type    text        NOT NULL,
-    task_queue       text        COLLATE "C" NOT NULL,
+    task_queue       text        NOT NULL,
     status           text        NOT NULL,
     build_id         text        NOT NULL,
     blocked          text        NOT NULL
@@ -154,8 +151,8 @@ COMMENT ON COLUMN runs.blocked IS 'Why the run is blocked; empty when it is not.
 CREATE TABLE workflow_ids (
     run_id      uuid NOT NULL,
     expected    uuid,
-    namespace   text COLLATE "C" NOT NULL,
-    workflow_id text COLLATE "C" NOT NULL,
+    namespace   text NOT NULL,
+    workflow_id text NOT NULL,
     PRIMARY KEY (namespace, workflow_id)
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE workflow_ids IS 'The latest run of each workflow id: the compare-and-set that admits a start.';
@@ -163,9 +160,9 @@ COMMENT ON COLUMN workflow_ids.expected IS 'The run that held the id before this
 
 CREATE TABLE start_requests (
     run_id      uuid  NOT NULL,
-    namespace   text  COLLATE "C" NOT NULL,
-    workflow_id text  COLLATE "C" NOT NULL,
-    request_id  text  COLLATE "C" NOT NULL,
+    namespace   text  NOT NULL,
+    workflow_id text  NOT NULL,
+    request_id  text  NOT NULL,
     body_hash   bytea NOT NULL,
     PRIMARY KEY (namespace, workflow_id, request_id)
 );
@@ -177,7 +174,7 @@ CREATE TABLE timers (
     fire_at       timestamptz NOT NULL,
     claimed_until timestamptz,
     id            bigint      NOT NULL,
-    kind          text        COLLATE "C" NOT NULL,
+    kind          text        NOT NULL,
     PRIMARY KEY (run_id, kind, id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX timers_by_time ON timers (fire_at);
@@ -190,8 +187,8 @@ CREATE TABLE tasks (
     run_id        uuid        PRIMARY KEY,
     next_claim_at timestamptz NOT NULL,
     claims        int         NOT NULL DEFAULT 0,
-    namespace     text        COLLATE "C" NOT NULL,
-    task_queue    text        COLLATE "C" NOT NULL
+    namespace     text        NOT NULL,
+    task_queue    text        NOT NULL
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX tasks_by_time ON tasks (next_claim_at);
 COMMENT ON TABLE tasks IS 'Runs that need a worker. Can be computed from events, but for the claims.';
@@ -212,7 +209,7 @@ CREATE TABLE sessions (
     opened_at   timestamptz NOT NULL,
     lease_until timestamptz NOT NULL,
     closed_at   timestamptz,
-    namespace   text        COLLATE "C" NOT NULL,
+    namespace   text        NOT NULL,
     identity    text        NOT NULL,
     build_id    text        NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
@@ -222,7 +219,7 @@ COMMENT ON TABLE sessions IS 'Workers'' connections and their leases, by the dat
 COMMENT ON COLUMN sessions.node_id IS 'The server process that the worker is connected to.';
 
 CREATE TABLE namespaces (
-    name        text        COLLATE "C" PRIMARY KEY,
+    name        text        PRIMARY KEY,
     description text        NOT NULL,
     created_at  timestamptz NOT NULL
 );

@@ -1,24 +1,16 @@
 //! The Postgres adapter of the Everstep store.
 //!
-//! It owns the schema (`migrations/postgres`), the connections and the one statement by which a batch of
-//! appends becomes durable. It refuses a database that could lose what it acknowledged (`fsync=off`, a
-//! standby) or that another version made. It never looks inside an event: `everstep_proto::row` says
-//! how one becomes a row.
+//! Appends of many runs are one statement, and so one round trip and one commit; the primary key of `events`
+//! decides who appended. Nothing rests on an isolation level above READ COMMITTED, and nothing here reads
+//! from a standby. What is *not* here: the meaning of an event.
 
 mod append;
-mod catalog;
+mod connect;
 mod error;
-mod log;
-mod migrate;
-mod pool;
+mod reads;
+mod rows;
 mod sessions;
-mod store;
+mod sql;
 mod sweep;
-mod target;
-mod values;
 
-pub use migrate::{MigrationReport, migrate};
-pub use store::{PostgresOptions, PostgresStore};
-
-#[cfg(test)]
-mod tests;
+pub use connect::{MigrationReport, PostgresOptions, PostgresStore, migrate};
