@@ -246,6 +246,7 @@ impl World {
         self.totals
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each thing that can come")]
     fn happen(&mut self, coming: Coming) {
         match coming {
             Coming::ToNode { node, life, input } => {
