@@ -1,19 +1,16 @@
 //! Appending.
 
-use chrono::{DateTime, Utc};
-use everstep_core::{RunRow, TimerKey, Timestamp, Write};
-use everstep_proto::row::EventRow;
+use std::collections::BTreeSet;
+
+use everstep_core::Timestamp;
 use everstep_store::{Append, AppendReply, Error, RunAppend, StartClaim, Verdict};
-use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::query::Query;
-use sqlx::{Connection, Postgres, Row};
-use std::collections::{BTreeMap, BTreeSet};
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use crate::PostgresStore;
 use crate::error::{after, before};
-use crate::rows::{INLINE_BYTES_MAX, from_db, hash_of, to_db};
-use crate::sql;
+use crate::statement;
 
 /// Bytes of payload in one statement at most, unless a single append holds more.
 const STATEMENT_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -39,7 +36,7 @@ impl PostgresStore {
     async fn append_all(&self, batch: Vec<Append>) -> AppendReply {
         let mut verdicts: Vec<Option<Verdict>> = batch.iter().map(|_| None).collect();
         let (mut runs, mut ids) = (BTreeSet::new(), BTreeSet::new());
-        let (mut lean, mut full, mut groups) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut part, mut groups) = (Vec::new(), Vec::new());
         for (index, append) in batch.iter().enumerate() {
             // A run or workflow id that an earlier append of the batch names is not decided twice.
             let mut fresh = true;
@@ -49,19 +46,14 @@ impl PostgresStore {
                     fresh &= ids.insert((namespace.as_str(), workflow_id.as_str()));
                 }
             }
-            let large = |r: &RunAppend| {
-                r.events.iter().filter_map(|e| e.body.payload()).any(|p| p.data.len() > INLINE_BYTES_MAX)
-            };
             if !fresh {
                 verdicts[index] = Some(Verdict::Conflict);
             } else if let Some(problem) = append.malformed() {
                 verdicts[index] = Some(Verdict::Failed(Error::Refused(problem)));
             } else if append.with.is_some() {
                 groups.push((index, append));
-            } else if append.run.start.is_none() && append.run.writes.is_empty() && !large(&append.run) {
-                lean.push((index, &append.run));
             } else {
-                full.push((index, &append.run));
+                part.push((index, &append.run));
             }
         }
         let mut now = None;
@@ -71,11 +63,9 @@ impl PostgresStore {
                 verdicts[index] = Some(verdict);
             }
         };
-        for (kind, mut part) in [(Kind::Lean, lean), (Kind::Full, full)] {
-            part.sort_by_key(|(_, run)| run.run_id);
-            for chunk in by_size(&part) {
-                note(self.statement(kind, chunk).await, &mut verdicts);
-            }
+        part.sort_by_key(|(_, run)| run.run_id);
+        for chunk in by_size(&part) {
+            note(self.statement(chunk).await, &mut verdicts);
         }
         for (index, group) in groups {
             note(self.group(index, group).await, &mut verdicts);
@@ -85,9 +75,9 @@ impl PostgresStore {
     }
 
     /// One statement, halved until what is wrong stands alone.
-    async fn statement(&self, kind: Kind, part: &[(usize, &RunAppend)]) -> Done {
+    async fn statement(&self, part: &[(usize, &RunAppend)]) -> Done {
         let runs: Vec<&RunAppend> = part.iter().map(|(_, run)| *run).collect();
-        match self.execute(kind, &runs).await {
+        match self.execute(&runs).await {
             Ok((now, winners)) => {
                 let verdict = |(index, run): &(usize, &RunAppend)| {
                     let won = winners.contains(&run.run_id.uuid());
@@ -103,24 +93,28 @@ impl PostgresStore {
             Err(_) => {
                 let (left, right) = part.split_at(part.len() / 2);
                 let (left, right) =
-                    (Box::pin(self.statement(kind, left)).await, Box::pin(self.statement(kind, right)).await);
+                    (Box::pin(self.statement(left)).await, Box::pin(self.statement(right)).await);
                 (left.0.max(right.0), left.1.into_iter().chain(right.1).collect())
             }
         }
     }
 
-    async fn execute(&self, kind: Kind, runs: &[&RunAppend]) -> Result<(Timestamp, Vec<Uuid>), Error> {
+    async fn execute(&self, runs: &[&RunAppend]) -> Result<(Timestamp, Vec<Uuid>), Error> {
         let mut tries = 0;
         loop {
-            let mut connection = self.writers.acquire().await.map_err(before)?;
-            match execute_on(&mut connection, kind, runs).await {
-                Err(Error::Contention(_)) if tries < CONTENTION_TRIES => tries += 1,
-                Err(error) => {
-                    // Whatever state it is in, nobody else gets this connection.
-                    let _ = connection.detach().close_hard().await;
-                    return Err(error);
+            let mut appender = self.appenders.take().await?;
+            match statement::append(&mut appender.connection, runs).await {
+                Ok(done) => {
+                    self.appenders.give_back(appender);
+                    return Ok(done);
                 }
-                done => return done,
+                Err(error) => {
+                    self.appenders.discard(appender, &error).await;
+                    if !matches!(error, Error::Contention(_)) || tries == CONTENTION_TRIES {
+                        return Err(error);
+                    }
+                    tries += 1;
+                }
             }
         }
     }
@@ -135,33 +129,40 @@ impl PostgresStore {
     }
 
     async fn try_group(&self, group: &Append) -> Result<Option<Timestamp>, Error> {
-        let mut connection = self.writers.acquire().await.map_err(before)?;
-        let mut transaction = connection.begin().await.map_err(before)?;
-        let mut runs: Vec<&RunAppend> = group.runs().collect();
-        runs.sort_by_key(|r| r.run_id);
-        let mut last = Timestamp::default();
-        for run in runs {
-            // Nothing is committed before the end, so a failure here leaves nothing behind.
-            let done = execute_on(&mut transaction, Kind::Full, &[run]).await.map_err(|e| match e {
-                Error::OutcomeUnknown(text) => Error::Unavailable(text),
-                other => other,
-            });
-            let (now, winners) = done?;
-            last = now;
-            if winners.is_empty() {
-                transaction.rollback().await.map_err(before)?;
-                return Ok(None);
+        let mut appender = self.appenders.take().await?;
+        match group_on(&mut appender.connection, group).await {
+            Ok(done) => {
+                self.appenders.give_back(appender);
+                Ok(done)
+            }
+            Err(error) => {
+                self.appenders.discard(appender, &error).await;
+                Err(error)
             }
         }
-        transaction.commit().await.map_err(after)?;
-        Ok(Some(last))
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Lean,
-    Full,
+async fn group_on(connection: &mut PgConnection, group: &Append) -> Result<Option<Timestamp>, Error> {
+    let mut transaction = connection.begin().await.map_err(before)?;
+    let mut runs: Vec<&RunAppend> = group.runs().collect();
+    runs.sort_by_key(|r| r.run_id);
+    let mut last = Timestamp::default();
+    for run in runs {
+        // Nothing is committed before the end, so a failure here leaves nothing behind.
+        let done = statement::append(&mut transaction, &[run]).await.map_err(|e| match e {
+            Error::OutcomeUnknown(text) => Error::Unavailable(text),
+            other => other,
+        });
+        let (now, winners) = done?;
+        last = now;
+        if winners.is_empty() {
+            transaction.rollback().await.map_err(before)?;
+            return Ok(None);
+        }
+    }
+    transaction.commit().await.map_err(after)?;
+    Ok(Some(last))
 }
 
 fn by_size<'a, 'b>(part: &'a [(usize, &'b RunAppend)]) -> Vec<&'a [(usize, &'b RunAppend)]> {
@@ -178,232 +179,4 @@ fn by_size<'a, 'b>(part: &'a [(usize, &'b RunAppend)]) -> Vec<&'a [(usize, &'b R
         chunks.push(&part[start..]);
     }
     chunks
-}
-
-async fn execute_on(
-    connection: &mut PgConnection,
-    kind: Kind,
-    runs: &[&RunAppend],
-) -> Result<(Timestamp, Vec<Uuid>), Error> {
-    let mut events = Events::default();
-    for run in runs {
-        events.add(run);
-    }
-    let query = match kind {
-        Kind::Lean => events.bind(sqlx::query(sql::APPEND_EVENTS)),
-        Kind::Full => {
-            let mut beside = Beside { payloads: std::mem::take(&mut events.large), ..Beside::default() };
-            for run in runs {
-                beside.add(run);
-            }
-            beside.bind(events.bind(sqlx::query(sql::APPEND)))
-        }
-    };
-    let row = query.fetch_one(connection).await.map_err(after)?;
-    let now: DateTime<Utc> = row.try_get(0).map_err(after)?;
-    Ok((from_db(now), row.try_get(1).map_err(after)?))
-}
-
-type Statement<'q> = Query<'q, Postgres, PgArguments>;
-
-/// The columns of the events of a statement.
-#[derive(Default)]
-struct Events {
-    run_id: Vec<Uuid>,
-    seq: Vec<i64>,
-    at: Vec<DateTime<Utc>>,
-    epoch: Vec<i32>,
-    step_id: Vec<Option<i32>>,
-    attempt: Vec<Option<i32>>,
-    command_id: Vec<Uuid>,
-    kind: Vec<String>,
-    step: Vec<Option<String>>,
-    actor: Vec<String>,
-    attrs: Vec<Option<String>>,
-    encoding: Vec<Option<String>>,
-    payload: Vec<Option<Vec<u8>>>,
-    payload_hash: Vec<Option<Vec<u8>>>,
-    first: Vec<bool>,
-    large: Vec<(Uuid, Vec<u8>, Vec<u8>)>,
-}
-
-impl Events {
-    fn add(&mut self, run: &RunAppend) {
-        for (i, event) in run.events.iter().enumerate() {
-            let row = EventRow::encode(run.run_id, event);
-            let (mut payload, mut hash) = (row.payload.map(|p| p.to_vec()), None);
-            if let Some(data) = payload.take_if(|data| data.len() > INLINE_BYTES_MAX) {
-                let of = hash_of(&data);
-                self.large.push((row.run_id, of.clone(), data));
-                hash = Some(of);
-            }
-            self.run_id.push(row.run_id);
-            self.seq.push(row.seq);
-            self.at.push(to_db(Timestamp::from_micros(row.at_micros)));
-            self.epoch.push(row.epoch);
-            self.step_id.push(row.step_id);
-            self.attempt.push(row.attempt);
-            self.command_id.push(row.command_id);
-            self.kind.push(row.kind);
-            self.step.push(row.step);
-            self.actor.push(row.actor);
-            self.attrs.push(row.attrs);
-            self.encoding.push(row.encoding);
-            self.payload.push(payload);
-            self.payload_hash.push(hash);
-            self.first.push(i == 0);
-        }
-    }
-
-    fn bind(self, query: Statement<'_>) -> Statement<'_> {
-        let (least, greatest) = (self.run_id.iter().min().copied(), self.run_id.iter().max().copied());
-        query
-            .bind(self.run_id)
-            .bind(self.seq)
-            .bind(self.at)
-            .bind(self.epoch)
-            .bind(self.step_id)
-            .bind(self.attempt)
-            .bind(self.command_id)
-            .bind(self.kind)
-            .bind(self.step)
-            .bind(self.actor)
-            .bind(self.attrs)
-            .bind(self.encoding)
-            .bind(self.payload)
-            .bind(self.payload_hash)
-            .bind(self.first)
-            .bind(least)
-            .bind(greatest)
-    }
-}
-
-/// What goes beside the events of a statement, each row once: the writes of an append are taken in order, and
-/// a later one of the same row replaces an earlier one.
-#[derive(Default)]
-struct Beside {
-    claims: Vec<(Uuid, StartClaim)>,
-    payloads: Vec<(Uuid, Vec<u8>, Vec<u8>)>,
-    rows: BTreeMap<Uuid, RunRow>,
-    timers: BTreeMap<(Uuid, &'static str, i64), Option<DateTime<Utc>>>,
-    timers_cleared: BTreeSet<Uuid>,
-    tasks: BTreeMap<Uuid, Option<(String, String)>>,
-    wakes_set: BTreeSet<(Uuid, i64)>,
-    wakes_deleted: BTreeMap<Uuid, i64>,
-}
-
-fn signed(seq: u64) -> i64 {
-    i64::try_from(seq).unwrap_or(i64::MAX)
-}
-
-impl Beside {
-    fn add(&mut self, run: &RunAppend) {
-        let id = run.run_id.uuid();
-        self.claims.extend(run.start.iter().map(|claim| (id, claim.clone())));
-        for write in &run.writes {
-            self.write(id, write);
-        }
-    }
-
-    fn write(&mut self, id: Uuid, write: &Write) {
-        let timer = |key: &TimerKey| (id, key.kind.as_str(), i64::from(key.id));
-        match write {
-            Write::Run(row) => {
-                if self.rows.get(&id).is_none_or(|old| old.last_seq < row.last_seq) {
-                    self.rows.insert(id, (**row).clone());
-                }
-            }
-            Write::TimerSet(t) => {
-                self.timers.insert(timer(&t.key), Some(to_db(t.fire_at)));
-            }
-            Write::TimerDeleted(key) => {
-                self.timers.insert(timer(key), None);
-            }
-            Write::TimersCleared => {
-                self.timers.retain(|(run, _, _), _| *run != id);
-                self.timers_cleared.insert(id);
-            }
-            Write::TaskSet(queue) => {
-                self.tasks.insert(id, Some((queue.namespace.clone(), queue.task_queue.clone())));
-            }
-            Write::TaskDeleted => {
-                self.tasks.insert(id, None);
-            }
-            Write::WakeSet { seq } => {
-                self.wakes_set.insert((id, signed(*seq)));
-            }
-            Write::WakesDeleted { up_to } => {
-                let up_to = signed(*up_to);
-                self.wakes_set.retain(|(run, seq)| *run != id || *seq > up_to);
-                let deleted = self.wakes_deleted.entry(id).or_default();
-                *deleted = up_to.max(*deleted);
-            }
-        }
-    }
-
-    fn bind(self, query: Statement<'_>) -> Statement<'_> {
-        fn column<T, U>(rows: &[T], of: impl Fn(&T) -> U) -> Vec<U> {
-            rows.iter().map(of).collect()
-        }
-        let rows: Vec<RunRow> = self.rows.into_values().collect();
-        let (mut set, mut deleted) = (Vec::new(), Vec::new());
-        for ((run, kind, id), fire_at) in self.timers {
-            match fire_at {
-                Some(fire_at) => set.push((run, kind, id, fire_at)),
-                None => deleted.push((run, Some(kind), Some(id))),
-            }
-        }
-        deleted.extend(self.timers_cleared.into_iter().map(|run| (run, None, None)));
-        let (mut tasks, mut tasks_deleted) = (Vec::new(), Vec::new());
-        for (run, task) in self.tasks {
-            match task {
-                Some((namespace, queue)) => tasks.push((run, namespace, queue)),
-                None => tasks_deleted.push(run),
-            }
-        }
-        let (wakes, seen): (Vec<_>, Vec<_>) =
-            (self.wakes_set.into_iter().collect(), self.wakes_deleted.into_iter().collect());
-        let (c, p, r) = (&self.claims, &self.payloads, &rows);
-        let query = query
-            .bind(column(c, |c| c.0))
-            .bind(column(c, |c| c.1.namespace.clone()))
-            .bind(column(c, |c| c.1.workflow_id.clone()))
-            .bind(column(c, |c| c.1.expected.map(|e| e.uuid())))
-            .bind(column(c, |c| c.1.request_id.clone()))
-            .bind(column(c, |c| c.1.body_hash.to_vec()))
-            .bind(column(p, |p| p.0))
-            .bind(column(p, |p| p.1.clone()))
-            .bind(column(p, |p| p.2.clone()));
-        let query = query
-            .bind(column(r, |r| r.run_id.uuid()))
-            .bind(column(r, |r| r.namespace.clone()))
-            .bind(column(r, |r| r.workflow_id.clone()))
-            .bind(column(r, |r| r.workflow_type.clone()))
-            .bind(column(r, |r| r.task_queue.clone()))
-            .bind(column(r, |r| r.status.as_str()))
-            .bind(column(r, |r| r.owner.map(|o| o.uuid())))
-            .bind(column(r, |r| i32::try_from(r.epoch).unwrap_or(i32::MAX)))
-            .bind(column(r, |r| r.build_id.clone()))
-            .bind(column(r, |r| r.blocked.clone()))
-            .bind(column(r, |r| r.cancel_requested))
-            .bind(column(r, |r| to_db(r.started_at)))
-            .bind(column(r, |r| r.closed_at.map(to_db)))
-            .bind(column(r, |r| signed(r.last_seq)));
-        query
-            .bind(column(&set, |t| t.0))
-            .bind(column(&set, |t| t.1))
-            .bind(column(&set, |t| t.2))
-            .bind(column(&set, |t| t.3))
-            .bind(column(&deleted, |t| t.0))
-            .bind(column(&deleted, |t| t.1))
-            .bind(column(&deleted, |t| t.2))
-            .bind(column(&tasks, |t| t.0))
-            .bind(column(&tasks, |t| t.1.clone()))
-            .bind(column(&tasks, |t| t.2.clone()))
-            .bind(tasks_deleted)
-            .bind(column(&wakes, |w| w.0))
-            .bind(column(&wakes, |w| w.1))
-            .bind(column(&seen, |w| w.0))
-            .bind(column(&seen, |w| w.1))
-    }
 }

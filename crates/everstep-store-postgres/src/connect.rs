@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use everstep_store::Error;
@@ -9,12 +10,13 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Row};
 
+use crate::appenders::Appenders;
 use crate::error::before;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
 
 /// How long a connection may take; with the rest, every answer comes within 10 s.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Partitions made before and after today, in days.
 const PARTITION_DAYS: (i32, i32) = (2, 14);
 /// How often a store that lives looks after the partitions.
@@ -26,22 +28,22 @@ pub struct PostgresOptions {
     /// Accept a server with `fsync = off`: a power failure may lose what was acknowledged.
     pub allow_fsync_off: bool,
     /// Connections that append.
-    pub writers: u32,
-    /// Connections that read.
-    pub readers: u32,
+    pub appenders: u32,
+    /// Connections for everything else.
+    pub others: u32,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { allow_fsync_off: false, writers: 4, readers: 8 }
+        Self { allow_fsync_off: false, appenders: 4, others: 8 }
     }
 }
 
 /// A store in a Postgres database. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct PostgresStore {
-    pub(crate) writers: PgPool,
-    pub(crate) readers: PgPool,
+    pub(crate) appenders: Arc<Appenders>,
+    pub(crate) pool: PgPool,
 }
 
 /// What a migration did.
@@ -89,7 +91,7 @@ impl PostgresStore {
         check_schema(&mut connection).await?;
         ensure_partitions(&mut connection).await?;
         let store = Self::pools(url, &options)?;
-        tokio::spawn(look_after_partitions(store.readers.clone()));
+        tokio::spawn(look_after_partitions(store.pool.clone()));
         Ok(store)
     }
 
@@ -104,9 +106,8 @@ impl PostgresStore {
     }
 
     fn pools(url: &str, options: &PostgresOptions) -> Result<Self, Error> {
-        let common = |limit: u32| PgPoolOptions::new().max_connections(limit).acquire_timeout(CONNECT);
         // The append's plan is good for any batch; planning it anew each time costs more than it does.
-        let writing = parse(url)?.options([
+        let appending = parse(url)?.options([
             ("synchronous_commit", "on"),
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
@@ -115,8 +116,11 @@ impl PostgresStore {
             ("enable_bitmapscan", "off"),
         ]);
         Ok(Self {
-            writers: common(options.writers).connect_lazy_with(writing),
-            readers: common(options.readers).connect_lazy_with(parse(url)?),
+            appenders: Arc::new(Appenders::new(appending, options.appenders)),
+            pool: PgPoolOptions::new()
+                .max_connections(options.others)
+                .acquire_timeout(CONNECT)
+                .connect_lazy_with(parse(url)?),
         })
     }
 }

@@ -5,12 +5,14 @@
 //! from a standby. What is *not* here: the meaning of an event.
 
 mod append;
+mod appenders;
 mod connect;
 mod error;
 mod reads;
 mod rows;
 mod sessions;
 mod sql;
+mod statement;
 mod sweep;
 
 pub use connect::{MigrationReport, PostgresOptions, PostgresStore, migrate};

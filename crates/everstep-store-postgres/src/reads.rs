@@ -51,7 +51,7 @@ impl Log for PostgresStore {
         .bind(i64::try_from(after).unwrap_or(i64::MAX - 1))
         .bind(limit_of(limit))
         .bind(limit_of(PAGE_BYTES_MAX * 8))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         let mut bytes = 0;
@@ -69,7 +69,7 @@ impl Log for PostgresStore {
 
     async fn now(&self) -> Result<Timestamp, Error> {
         let now: DateTime<Utc> =
-            sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.readers).await.map_err(before)?;
+            sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await.map_err(before)?;
         Ok(from_db(now))
     }
 }
@@ -94,7 +94,7 @@ impl Catalog for PostgresStore {
             ", (SELECT max(seq) FROM events e WHERE e.run_id = $1) FROM runs r WHERE r.run_id = $1"
         ))
         .bind(run.uuid())
-        .fetch_optional(&self.readers)
+        .fetch_optional(&self.pool)
         .await
         .map_err(before)?;
         let Some(row) = row else { return Ok(None) };
@@ -119,7 +119,7 @@ impl Catalog for PostgresStore {
         .bind(namespace)
         .bind(workflow_id)
         .bind(request_id)
-        .fetch_one(&self.readers)
+        .fetch_one(&self.pool)
         .await
         .map_err(before)?;
         type Found = (Option<Uuid>, Option<String>, Option<Uuid>, Option<Vec<u8>>);
@@ -156,7 +156,7 @@ impl Catalog for PostgresStore {
         .bind(&filter.workflow_type)
         .bind(statuses)
         .bind(limit_of(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         rows.iter().map(run_row).collect()
@@ -168,7 +168,7 @@ impl Catalog for PostgresStore {
             "SELECT run_id FROM runs WHERE run_id = ANY($1) AND closed_at IS NOT NULL ORDER BY run_id",
         )
         .bind(runs)
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         Ok(closed.into_iter().map(RunId::from_uuid).collect())
@@ -180,7 +180,7 @@ impl Catalog for PostgresStore {
         let timers: Vec<(String, i64, DateTime<Utc>)> =
             sqlx::query_as("SELECT kind, id, fire_at FROM timers WHERE run_id = $1")
                 .bind(id)
-                .fetch_all(&self.readers)
+                .fetch_all(&self.pool)
                 .await
                 .map_err(before)?;
         let mut timers: Vec<Timer> = timers
@@ -196,12 +196,12 @@ impl Catalog for PostgresStore {
         let task: Option<(String, String)> =
             sqlx::query_as("SELECT namespace, task_queue FROM tasks WHERE run_id = $1")
                 .bind(id)
-                .fetch_optional(&self.readers)
+                .fetch_optional(&self.pool)
                 .await
                 .map_err(before)?;
         let wakes: Vec<i64> = sqlx::query_scalar("SELECT seq FROM wakes WHERE run_id = $1 ORDER BY seq")
             .bind(id)
-            .fetch_all(&self.readers)
+            .fetch_all(&self.pool)
             .await
             .map_err(before)?;
         let task = task.map(|(namespace, task_queue)| QueueKey { namespace, task_queue });
@@ -218,7 +218,7 @@ impl Catalog for PostgresStore {
         )
         .bind(name)
         .bind(description)
-        .execute(&self.writers)
+        .execute(&self.pool)
         .await
         .map_err(before)?;
         Ok(done.rows_affected() > 0)
@@ -227,7 +227,7 @@ impl Catalog for PostgresStore {
     async fn get_namespace(&self, name: &str) -> Result<Option<Namespace>, Error> {
         let row = sqlx::query("SELECT name, description, created_at FROM namespaces WHERE name = $1")
             .bind(name)
-            .fetch_optional(&self.readers)
+            .fetch_optional(&self.pool)
             .await
             .map_err(before)?;
         row.as_ref().map(namespace).transpose()
@@ -240,7 +240,7 @@ impl Catalog for PostgresStore {
         )
         .bind(after)
         .bind(limit_of(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         rows.iter().map(namespace).collect()

@@ -1,4 +1,5 @@
-//! What the sweep looks for. Claims are taken row by row, so that two nodes share the work.
+//! What the sweep looks for. Claims are taken row by row, so that two nodes share the work. What is due is
+//! asked by `statement_timestamp()`: no index answers a comparison with the volatile `clock_timestamp()`.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -23,32 +24,37 @@ fn seq(n: i64) -> Seq {
 #[async_trait]
 impl Sweep for PostgresStore {
     async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error> {
-        let due: Vec<(Uuid, String, i64)> = sqlx::query_as(
+        let mut due: Vec<(DateTime<Utc>, Uuid, String, i64)> = sqlx::query_as(
             "WITH due AS (
                  SELECT run_id, kind, id FROM timers
-                  WHERE fire_at <= clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp())
+                  WHERE fire_at <= statement_timestamp()
+                    AND (claimed_until IS NULL OR claimed_until < statement_timestamp())
                   ORDER BY fire_at LIMIT $1 FOR UPDATE SKIP LOCKED)
              UPDATE timers t SET claimed_until = clock_timestamp() + $2 * interval '1 microsecond'
                FROM due d WHERE t.run_id = d.run_id AND t.kind = d.kind AND t.id = d.id
-             RETURNING t.run_id, t.kind, t.id",
+             RETURNING t.fire_at, t.run_id, t.kind, t.id",
         )
         .bind(limit_of(limit))
         .bind(micros(claim))
-        .fetch_all(&self.writers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
+        // What is returned is in the order in which the join met it.
+        due.sort_unstable();
         let row = sqlx::query(
-            "SELECT clock_timestamp(), (SELECT min(fire_at) FROM timers
-               WHERE fire_at > clock_timestamp() AND (claimed_until IS NULL OR claimed_until < clock_timestamp()))",
+            "SELECT clock_timestamp(), (SELECT fire_at FROM timers
+               WHERE fire_at > statement_timestamp()
+                 AND (claimed_until IS NULL OR claimed_until < statement_timestamp())
+               ORDER BY fire_at LIMIT 1)",
         )
-        .fetch_one(&self.writers)
+        .fetch_one(&self.pool)
         .await
         .map_err(before)?;
         let (now, next): (DateTime<Utc>, Option<DateTime<Utc>>) =
             (row.try_get(0).map_err(before)?, row.try_get(1).map_err(before)?);
         let due = due
             .into_iter()
-            .filter_map(|(run, kind, id)| {
+            .filter_map(|(_, run, kind, id)| {
                 let key = TimerKey { kind: TimerKind::parse(&kind)?, id: u32::try_from(id).ok()? };
                 Some((RunId::from_uuid(run), key))
             })
@@ -66,7 +72,7 @@ impl Sweep for PostgresStore {
         let tasks: Vec<(Uuid, String, String)> = sqlx::query_as(
             "WITH due AS (
                  SELECT run_id FROM tasks
-                  WHERE next_claim_at <= clock_timestamp()
+                  WHERE next_claim_at <= statement_timestamp()
                     AND ($1 OR (namespace, task_queue) IN (SELECT * FROM unnest($2::text[], $3::text[])))
                   ORDER BY next_claim_at LIMIT $4 FOR UPDATE SKIP LOCKED)
              UPDATE tasks t
@@ -79,7 +85,7 @@ impl Sweep for PostgresStore {
         .bind(namespaces)
         .bind(names)
         .bind(limit_of(limit))
-        .fetch_all(&self.writers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         let queue =
@@ -95,7 +101,7 @@ impl Sweep for PostgresStore {
               ORDER BY r.run_id LIMIT $1",
         )
         .bind(limit_of(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         Ok(lost
@@ -115,13 +121,13 @@ impl Sweep for PostgresStore {
                JOIN runs r ON r.run_id = w.run_id
                JOIN sessions s ON s.session_id = r.owner
               WHERE s.node_id = $1 AND s.closed_at IS NULL
-                AND w.created_at < clock_timestamp() - $2 * interval '1 microsecond'
+                AND w.created_at < statement_timestamp() - $2 * interval '1 microsecond'
               GROUP BY w.run_id ORDER BY w.run_id LIMIT $3",
         )
         .bind(node.uuid())
         .bind(micros(age))
         .bind(limit_of(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         Ok(wakes.into_iter().map(|(run, s)| (RunId::from_uuid(run), seq(s))).collect())
@@ -136,7 +142,7 @@ impl Sweep for PostgresStore {
         )
         .bind(runs)
         .bind(seqs)
-        .execute(&self.writers)
+        .execute(&self.pool)
         .await
         .map_err(before)?;
         Ok(())
@@ -160,7 +166,7 @@ impl Sweep for PostgresStore {
         .bind(build_id)
         .bind(after.map(|r| r.uuid()))
         .bind(limit_of(limit))
-        .fetch_all(&self.readers)
+        .fetch_all(&self.pool)
         .await
         .map_err(before)?;
         Ok(runs.into_iter().map(RunId::from_uuid).collect())

@@ -142,7 +142,7 @@ fn the_guard_ends_a_server_whose_test_process_died() -> anyhow::Result<()> {
     let folder = super::server_folder("guard")?;
     let path = folder.keep();
     let mut orphan =
-        Process::spawn(Command::new("sh").args(["-c", "echo ready >&2; cat /dev/zero"]), "ready")?;
+        Process::spawn(Command::new("sh").args(["-c", "echo ready >&2; exec tail -f /dev/null"]), "ready")?;
     orphan.wait_ready(0, super::process::READY_WAIT)?;
     let mut guard = super::guard::Guard::start(&path)?;
     guard.watch(orphan.pid())?;

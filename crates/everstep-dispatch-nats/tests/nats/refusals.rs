@@ -99,6 +99,10 @@ async fn credentials_are_never_logged() -> Result<()> {
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_writer(move || writer.clone())
         .finish();
+    // With one subscriber in a process, the thread that meets a log line first decides whether it is wanted,
+    // and the other tests' threads want none. With two, all are asked.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let subscriber = tracing::Dispatch::new(subscriber);
     let logging = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
     let key = queue("q");
     let node =

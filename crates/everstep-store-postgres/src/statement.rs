@@ -1,0 +1,359 @@
+//! The append of a batch as one statement, with what it is bound to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use everstep_core::{RunRow, TimerKey, Timestamp, Write};
+use everstep_proto::row::EventRow;
+use everstep_store::{Error, RunAppend, StartClaim};
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::{Arguments, AssertSqlSafe, Encode, Postgres, Row, Type};
+use uuid::Uuid;
+
+use crate::error::{after, before};
+use crate::rows::{INLINE_BYTES_MAX, from_db, hash_of, to_db};
+use crate::sql::{self, beside};
+
+/// Appends the runs, each named once and in order, in one statement.
+///
+/// Gives database time and the runs that were appended to.
+///
+/// # Errors
+/// As [`after`].
+pub(crate) async fn append(
+    connection: &mut PgConnection,
+    runs: &[&RunAppend],
+) -> Result<(Timestamp, Vec<Uuid>), Error> {
+    let mut events = Events::default();
+    let mut rest = Beside::default();
+    for run in runs {
+        events.add(run);
+        rest.add(run);
+    }
+    rest.payloads = std::mem::take(&mut events.large);
+    let table = table_of(&events.run_id);
+    let mut statement = Statement::default();
+    events.bind(&mut statement, !rest.claims.is_empty(), |s| rest.bind_claims(s)).map_err(before)?;
+    rest.bind(&mut statement).map_err(before)?;
+    statement.parts.push_str(sql::ANSWER);
+    // Made of this crate's constants and the name of a partition; all else is bound.
+    let text = AssertSqlSafe(sql::finish(&statement.parts, &table));
+    let row = sqlx::query_with(text, statement.arguments).fetch_one(connection).await.map_err(after)?;
+    let now: DateTime<Utc> = row.try_get(0).map_err(after)?;
+    Ok((from_db(now), row.try_get(1).map_err(after)?))
+}
+
+/// The partition in which all of the runs are, or the table when they are of several days: naming it spares
+/// Postgres from locking and ruling out all the others in each statement.
+fn table_of(sorted: &[Uuid]) -> String {
+    let day = |run: Option<&Uuid>| {
+        let (seconds, nanos) = run?.get_timestamp()?.to_unix();
+        let at = DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?;
+        Some(at.format("events_%Y%m%d").to_string())
+    };
+    match (day(sorted.first()), day(sorted.last())) {
+        (Some(first), Some(last)) if first == last => first,
+        _ => "events".to_owned(),
+    }
+}
+
+/// Parts and arguments, in the same order.
+#[derive(Default)]
+struct Statement {
+    parts: String,
+    arguments: PgArguments,
+}
+
+type Bound = Result<(), sqlx::Error>;
+
+impl Statement {
+    fn bind<'q, T: Encode<'q, Postgres> + Type<Postgres> + 'q>(&mut self, value: T) -> Bound {
+        self.arguments.add(value).map_err(sqlx::Error::Encode)
+    }
+
+    /// One column of `rows`, as an array.
+    fn column<'q, R, T>(&mut self, rows: &[R], of: impl Fn(&R) -> T) -> Bound
+    where
+        Vec<T>: Encode<'q, Postgres> + Type<Postgres> + 'q,
+    {
+        self.bind(rows.iter().map(of).collect::<Vec<T>>())
+    }
+}
+
+macro_rules! events {
+    ($($column:ident: $type:ty),+ $(,)?) => {
+        /// The columns of the events of a statement, in the order of the parameters.
+        #[derive(Default)]
+        struct Events {
+            $($column: Vec<$type>,)+
+            first: Vec<bool>,
+            large: Vec<(Uuid, Vec<u8>, Vec<u8>)>,
+        }
+
+        impl Events {
+            fn bind_columns(&mut self, statement: &mut Statement) -> Bound {
+                if let [_] = self.run_id[..] {
+                    $(statement.bind(self.$column.pop())?;)+
+                } else {
+                    $(statement.bind(std::mem::take(&mut self.$column))?;)+
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+events! {
+    run_id: Uuid,
+    seq: i64,
+    at: DateTime<Utc>,
+    epoch: i32,
+    step_id: Option<i32>,
+    attempt: Option<i32>,
+    command_id: Uuid,
+    kind: String,
+    step: Option<String>,
+    actor: String,
+    attrs: Option<String>,
+    encoding: Option<String>,
+    payload: Option<Vec<u8>>,
+    payload_hash: Option<Vec<u8>>,
+}
+
+impl Events {
+    fn add(&mut self, run: &RunAppend) {
+        for (i, event) in run.events.iter().enumerate() {
+            let row = EventRow::encode(run.run_id, event);
+            let (mut payload, mut hash) = (row.payload.map(|p| p.to_vec()), None);
+            if let Some(data) = payload.take_if(|data| data.len() > INLINE_BYTES_MAX) {
+                let of = hash_of(&data);
+                self.large.push((row.run_id, of.clone(), data));
+                hash = Some(of);
+            }
+            self.run_id.push(row.run_id);
+            self.seq.push(row.seq);
+            self.at.push(to_db(Timestamp::from_micros(row.at_micros)));
+            self.epoch.push(row.epoch);
+            self.step_id.push(row.step_id);
+            self.attempt.push(row.attempt);
+            self.command_id.push(row.command_id);
+            self.kind.push(row.kind);
+            self.step.push(row.step);
+            self.actor.push(row.actor);
+            self.attrs.push(row.attrs);
+            self.encoding.push(row.encoding);
+            self.payload.push(payload);
+            self.payload_hash.push(hash);
+            self.first.push(i == 0);
+        }
+    }
+
+    /// The events, with the claims between them and their insertion.
+    fn bind(
+        mut self,
+        statement: &mut Statement,
+        claims: bool,
+        bind_claims: impl FnOnce(&mut Statement) -> Bound,
+    ) -> Bound {
+        let later = self.first.contains(&false);
+        let input = match (self.run_id.len(), later) {
+            (1, _) => sql::INPUT_ONE,
+            (_, false) => sql::INPUT_FIRST,
+            (_, true) => sql::INPUT,
+        };
+        statement.parts.push_str(input);
+        self.bind_columns(statement)?;
+        if later {
+            statement.bind(self.first)?;
+        }
+        bind_claims(statement)?;
+        statement.parts.push_str(&sql::inserted(later, claims));
+        Ok(())
+    }
+}
+
+type Timer = (Uuid, &'static str, i64);
+
+/// What goes beside the events of a statement, each row once: the writes of an append are taken in order, and
+/// a later one of the same row replaces an earlier one.
+#[derive(Default)]
+struct Beside {
+    claims: Vec<(Uuid, StartClaim)>,
+    payloads: Vec<(Uuid, Vec<u8>, Vec<u8>)>,
+    rows: BTreeMap<Uuid, RunRow>,
+    timers: BTreeMap<Timer, Option<DateTime<Utc>>>,
+    timers_cleared: BTreeSet<Uuid>,
+    tasks: BTreeMap<Uuid, Option<(String, String)>>,
+    wakes_set: BTreeSet<(Uuid, i64)>,
+    wakes_deleted: BTreeMap<Uuid, i64>,
+}
+
+fn signed(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
+}
+
+impl Beside {
+    fn add(&mut self, run: &RunAppend) {
+        let id = run.run_id.uuid();
+        self.claims.extend(run.start.iter().map(|claim| (id, claim.clone())));
+        for write in &run.writes {
+            self.write(id, write);
+        }
+    }
+
+    fn write(&mut self, id: Uuid, write: &Write) {
+        let timer = |key: &TimerKey| (id, key.kind.as_str(), i64::from(key.id));
+        match write {
+            Write::Run(row) => {
+                if self.rows.get(&id).is_none_or(|old| old.last_seq < row.last_seq) {
+                    self.rows.insert(id, (**row).clone());
+                }
+            }
+            Write::TimerSet(t) => {
+                self.timers.insert(timer(&t.key), Some(to_db(t.fire_at)));
+            }
+            Write::TimerDeleted(key) => {
+                self.timers.insert(timer(key), None);
+            }
+            Write::TimersCleared => {
+                self.timers.retain(|(run, _, _), _| *run != id);
+                self.timers_cleared.insert(id);
+            }
+            Write::TaskSet(queue) => {
+                self.tasks.insert(id, Some((queue.namespace.clone(), queue.task_queue.clone())));
+            }
+            Write::TaskDeleted => {
+                self.tasks.insert(id, None);
+            }
+            Write::WakeSet { seq } => {
+                self.wakes_set.insert((id, signed(*seq)));
+            }
+            Write::WakesDeleted { up_to } => {
+                let up_to = signed(*up_to);
+                self.wakes_set.retain(|(run, seq)| *run != id || *seq > up_to);
+                let deleted = self.wakes_deleted.entry(id).or_default();
+                *deleted = up_to.max(*deleted);
+            }
+        }
+    }
+
+    fn bind_claims(&self, statement: &mut Statement) -> Bound {
+        let claims = &self.claims[..];
+        if claims.is_empty() {
+            return Ok(());
+        }
+        statement.parts.push_str(sql::CLAIMED);
+        statement.column(claims, |c| c.0)?;
+        statement.column(claims, |c| c.1.namespace.clone())?;
+        statement.column(claims, |c| c.1.workflow_id.clone())?;
+        statement.column(claims, |c| c.1.expected.map(|e| e.uuid()))?;
+        statement.column(claims, |c| c.1.request_id.clone())?;
+        statement.column(claims, |c| c.1.body_hash.to_vec())
+    }
+
+    /// Everything but the claims.
+    fn bind(self, statement: &mut Statement) -> Bound {
+        if !self.claims.is_empty() {
+            statement.parts.push_str(beside::REQUESTS);
+        }
+        let payloads = &self.payloads[..];
+        if !payloads.is_empty() {
+            statement.parts.push_str(beside::PAYLOADS);
+            statement.column(payloads, |p| p.0)?;
+            statement.column(payloads, |p| p.1.clone())?;
+            statement.column(payloads, |p| p.2.clone())?;
+        }
+        bind_rows(statement, &self.rows.into_values().collect::<Vec<_>>())?;
+        bind_timers(statement, &self.timers, self.timers_cleared)?;
+        bind_tasks(statement, self.tasks)?;
+        let wakes: Vec<(Uuid, i64)> = self.wakes_set.into_iter().collect();
+        let seen: Vec<(Uuid, i64)> = self.wakes_deleted.into_iter().collect();
+        if !wakes.is_empty() {
+            statement.parts.push_str(beside::WAKES_SET);
+            statement.column(&wakes, |w| w.0)?;
+            statement.column(&wakes, |w| w.1)?;
+        }
+        if !seen.is_empty() {
+            statement.parts.push_str(beside::WAKES_DELETED);
+            statement.column(&seen, |w| w.0)?;
+            statement.column(&seen, |w| w.1)?;
+            statement.column(&wakes, |w| w.0)?;
+            statement.column(&wakes, |w| w.1)?;
+        }
+        Ok(())
+    }
+}
+
+fn bind_rows(statement: &mut Statement, rows: &[RunRow]) -> Bound {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    statement.parts.push_str(beside::RUNS);
+    statement.column(rows, |r| r.run_id.uuid())?;
+    statement.column(rows, |r| r.namespace.clone())?;
+    statement.column(rows, |r| r.workflow_id.clone())?;
+    statement.column(rows, |r| r.workflow_type.clone())?;
+    statement.column(rows, |r| r.task_queue.clone())?;
+    statement.column(rows, |r| r.status.as_str())?;
+    statement.column(rows, |r| r.owner.map(|o| o.uuid()))?;
+    statement.column(rows, |r| i32::try_from(r.epoch).unwrap_or(i32::MAX))?;
+    statement.column(rows, |r| r.build_id.clone())?;
+    statement.column(rows, |r| r.blocked.clone())?;
+    statement.column(rows, |r| r.cancel_requested)?;
+    statement.column(rows, |r| to_db(r.started_at))?;
+    statement.column(rows, |r| r.closed_at.map(to_db))?;
+    statement.column(rows, |r| signed(r.last_seq))
+}
+
+fn bind_timers(
+    statement: &mut Statement,
+    timers: &BTreeMap<Timer, Option<DateTime<Utc>>>,
+    cleared: BTreeSet<Uuid>,
+) -> Bound {
+    let (mut set, mut deleted) = (Vec::new(), Vec::new());
+    for (&(run, kind, id), fire_at) in timers {
+        match fire_at {
+            Some(fire_at) => set.push((run, kind, id, *fire_at)),
+            None => deleted.push((run, Some(kind), Some(id))),
+        }
+    }
+    deleted.extend(cleared.into_iter().map(|run| (run, None, None)));
+    if !set.is_empty() {
+        statement.parts.push_str(beside::TIMERS_SET);
+        statement.column(&set, |t| t.0)?;
+        statement.column(&set, |t| t.1)?;
+        statement.column(&set, |t| t.2)?;
+        statement.column(&set, |t| t.3)?;
+    }
+    if !deleted.is_empty() {
+        statement.parts.push_str(beside::TIMERS_DELETED);
+        statement.column(&deleted, |t| t.0)?;
+        statement.column(&deleted, |t| t.1)?;
+        statement.column(&deleted, |t| t.2)?;
+        statement.column(&set, |t| t.0)?;
+        statement.column(&set, |t| t.1)?;
+        statement.column(&set, |t| t.2)?;
+    }
+    Ok(())
+}
+
+fn bind_tasks(statement: &mut Statement, tasks: BTreeMap<Uuid, Option<(String, String)>>) -> Bound {
+    let (mut set, mut deleted) = (Vec::new(), Vec::new());
+    for (run, task) in tasks {
+        match task {
+            Some((namespace, queue)) => set.push((run, namespace, queue)),
+            None => deleted.push(run),
+        }
+    }
+    if !set.is_empty() {
+        statement.parts.push_str(beside::TASKS_SET);
+        statement.column(&set, |t| t.0)?;
+        statement.column(&set, |t| t.1.clone())?;
+        statement.column(&set, |t| t.2.clone())?;
+    }
+    if !deleted.is_empty() {
+        statement.parts.push_str(beside::TASKS_DELETED);
+        statement.bind(deleted)?;
+    }
+    Ok(())
+}
