@@ -349,7 +349,15 @@ impl Engine {
         crate::driver::command(&self.shared, run, id, identity, body).await
     }
 
-    /// Finds the run that a request names. Reads the store.
+    /// The id of the run that a request names. Reads the store only when this node has not met the run lately.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn find(&self, selector: &RunSelector) -> Result<RunId, Error> {
+        crate::driver::find(&self.shared, selector).await
+    }
+
+    /// Finds the run that a request names, as it stands. Reads the store.
     ///
     /// # Errors
     /// [`Error::RunNotFound`], [`Error::Store`], [`Error::Rejected`] when the selector names nothing.

@@ -12,9 +12,11 @@ use crate::driver::Shared;
 use crate::{Closed, Error};
 
 /// Ends of runs remembered for clients that ask a moment later.
-const RECENT_MAX: usize = 4_096;
+const ENDS_MAX: usize = 4_096;
+/// Names remembered, so that asking for a run by its id reads nothing.
+const NAMES_MAX: usize = 16_384;
 /// Results larger than this are read from the log again.
-const RECENT_BYTES_MAX: usize = 4_096;
+const END_BYTES_MAX: usize = 4_096;
 /// How long a waiter trusts silence when other nodes may append unheard.
 const TAIL_CHECK: Duration = Duration::from_secs(1);
 
@@ -26,12 +28,45 @@ struct News {
     ended: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     waiting: HashMap<RunId, watch::Sender<News>>,
     open_here: HashSet<RunId>,
-    recent: HashMap<RunId, Arc<Closed>>,
+    ends: Recent<Arc<Closed>>,
+    names: Recent<Name>,
+}
+
+/// What a run is called, which never changes.
+#[derive(Debug)]
+struct Name {
+    namespace: String,
+    workflow_id: String,
+}
+
+/// What was learned last of each run, up to a limit; the oldest gives way.
+#[derive(Debug)]
+struct Recent<T> {
+    limit: usize,
+    of: HashMap<RunId, T>,
     order: VecDeque<RunId>,
+}
+
+impl<T> Recent<T> {
+    fn new(limit: usize) -> Self {
+        Self { limit, of: HashMap::new(), order: VecDeque::new() }
+    }
+
+    fn insert(&mut self, run: RunId, value: T) {
+        if self.of.insert(run, value).is_some() {
+            return;
+        }
+        self.order.push_back(run);
+        if self.order.len() > self.limit
+            && let Some(old) = self.order.pop_front()
+        {
+            self.of.remove(&old);
+        }
+    }
 }
 
 /// News of runs for waiting clients.
@@ -56,7 +91,13 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 
 impl Hub {
     pub(crate) fn new(shared_with_others: bool) -> Self {
-        Self { inner: Arc::default(), shared_with_others }
+        let inner = Inner {
+            waiting: HashMap::new(),
+            open_here: HashSet::new(),
+            ends: Recent::new(ENDS_MAX),
+            names: Recent::new(NAMES_MAX),
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), shared_with_others }
     }
 
     pub(crate) fn watch(&self, run: RunId) -> Watch {
@@ -101,18 +142,26 @@ impl Hub {
                 n.closed = Some(Arc::clone(&closed));
             });
         }
-        if closed.result.data.len() <= RECENT_BYTES_MAX && inner.recent.insert(run.id(), closed).is_none() {
-            inner.order.push_back(run.id());
-            if inner.order.len() > RECENT_MAX
-                && let Some(old) = inner.order.pop_front()
-            {
-                inner.recent.remove(&old);
-            }
+        if closed.result.data.len() <= END_BYTES_MAX {
+            inner.ends.insert(run.id(), closed);
         }
     }
 
-    fn recent(&self, run: RunId) -> Option<Arc<Closed>> {
-        lock(&self.inner).recent.get(&run).cloned()
+    /// The run has this name.
+    pub(crate) fn named(&self, run: RunId, namespace: &str, workflow_id: &str) {
+        let name = Name { namespace: namespace.to_owned(), workflow_id: workflow_id.to_owned() };
+        lock(&self.inner).names.insert(run, name);
+    }
+
+    /// True when the run is known to be in the namespace and, if one is given, to have the workflow id.
+    pub(crate) fn is_named(&self, run: RunId, namespace: &str, workflow_id: Option<&str>) -> bool {
+        lock(&self.inner).names.of.get(&run).is_some_and(|name| {
+            name.namespace == namespace && workflow_id.is_none_or(|w| w == name.workflow_id)
+        })
+    }
+
+    fn end(&self, run: RunId) -> Option<Arc<Closed>> {
+        lock(&self.inner).ends.of.get(&run).cloned()
     }
 }
 
@@ -181,7 +230,7 @@ pub(crate) async fn wait_closed(
     wait: Duration,
 ) -> Result<Option<Closed>, Error> {
     let hub = &shared.hub;
-    if let Some(closed) = hub.recent(run) {
+    if let Some(closed) = hub.end(run) {
         return Ok(Some((*closed).clone()));
     }
     let deadline = Instant::now() + wait;
@@ -192,7 +241,7 @@ pub(crate) async fn wait_closed(
             return Ok(Some(closed));
         }
         // The end may have come between the first look and the watch.
-        if let Some(closed) = hub.recent(run) {
+        if let Some(closed) = hub.end(run) {
             return Ok(Some((*closed).clone()));
         }
         let until = if hub.shared_with_others { deadline.min(Instant::now() + TAIL_CHECK) } else { deadline };

@@ -366,10 +366,21 @@ pub(crate) async fn resolve(shared: &Shared, selector: &RunSelector) -> Result<R
     let Some(run_id) = run_id else { return Err(Error::RunNotFound(name())) };
     let record = shared.store.get_run(run_id).await?;
     // A run of another namespace is as absent as one that never was.
-    record
+    let record = record
         .filter(|r| r.row.namespace == selector.namespace)
         .filter(|r| selector.workflow_id.as_ref().is_none_or(|w| *w == r.row.workflow_id))
-        .ok_or_else(|| Error::RunNotFound(name()))
+        .ok_or_else(|| Error::RunNotFound(name()))?;
+    shared.hub.named(run_id, &record.row.namespace, &record.row.workflow_id);
+    Ok(record)
+}
+
+/// See [`Engine::find`].
+pub(crate) async fn find(shared: &Shared, selector: &RunSelector) -> Result<RunId, Error> {
+    let workflow_id = selector.workflow_id.as_deref();
+    match selector.run_id {
+        Some(run) if shared.hub.is_named(run, &selector.namespace, workflow_id) => Ok(run),
+        _ => Ok(resolve(shared, selector).await?.row.run_id),
+    }
 }
 
 /// See [`Engine::connect_worker`].

@@ -44,6 +44,7 @@ impl Driver {
             Output::Tail(run, tail) => self.shared.hub.tail(run, tail),
             Output::ClosedElsewhere(run, tail) => self.shared.hub.ended_elsewhere(run, tail),
             Output::RunStarted(run) => {
+                self.shared.hub.named(run.id(), &run.start().namespace, &run.start().workflow_id);
                 if let Some(observer) = &self.shared.config.observer {
                     observer.run_started(&run);
                 }

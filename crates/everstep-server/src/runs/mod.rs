@@ -36,13 +36,17 @@ impl RunApi {
         self.engine.resolve(selector).await.map_err(|e| status::of_engine(&e))
     }
 
+    async fn find(&self, selector: &RunSelector) -> Result<RunId, Status> {
+        self.engine.find(selector).await.map_err(|e| status::of_engine(&e))
+    }
+
     async fn wait_closed(&self, run: RunId, wait: Duration) -> Result<Option<Closed>, Status> {
         self.engine.wait_closed(run, wait).await.map_err(|e| status::of_engine(&e))
     }
 
     /// Carries out a request to an existing run.
     async fn command(&self, call: request::RunCall, body: CommandBody) -> Result<(), Status> {
-        let run_id = self.resolve(&call.run).await?.row.run_id;
+        let run_id = self.find(&call.run).await?;
         let id = call.command_id(run_id);
         self.engine.command(run_id, id, call.identity, body).await.map_err(|e| status::of_engine(&e))
     }
@@ -171,7 +175,7 @@ impl RunService for RunApi {
             let left = deadline.saturating_duration_since(Instant::now());
             wait = wait.min(left.saturating_sub(ANSWER_MARGIN.min(left / 4)));
         }
-        let run_id = self.resolve(&selector).await?.row.run_id;
+        let run_id = self.find(&selector).await?;
         let mut closed = tokio::select! {
             closed = self.wait_closed(run_id, wait) => closed?,
             // The caller asks again, and finds another node.
