@@ -12,11 +12,15 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use baseline::FreshDatabase;
+
 use crate::fail::Fail;
 use crate::node::Database;
 use crate::out::{self, Format};
 
 const WORKFLOW: &str = "bench-steps";
+/// Longest window of the baseline.
+const BASELINE_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -71,10 +75,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
 /// The baseline and every workload, each on a fresh database.
 async fn one_round(args: &Args) -> Result<Vec<Figure>, Fail> {
     let window = Duration::from_secs(args.seconds.max(1));
-    let mut figures =
-        baseline::measure(args.database_url.as_ref(), window.min(Duration::from_secs(3))).await?;
-    let b = figures.iter().find(|f| f.name == "b inserts/s").map_or(1.0, |f| f.value);
-    let i = figures.iter().find(|f| f.name == "i p50 ms").map_or(1.0, |f| f.value);
+    let mut figures = Vec::new();
     let mut plan: Vec<(&str, u32, usize)> = Vec::new();
     if args.workload.iter().any(|w| w == "w1") {
         plan.extend(args.concurrency.iter().map(|&c| ("w1", 10, c.max(1))));
@@ -83,19 +84,29 @@ async fn one_round(args: &Args) -> Result<Vec<Figure>, Fail> {
         plan.push(("w2", 1, 1));
     }
     for (name, steps, clients) in plan {
-        let mut system = System::start(args).await?;
-        let load = load::drive(&system.address, steps, clients, window).await?;
-        let resident = system.server_resident_mib();
-        system.stop().await;
+        // Right before its workload, because the speed of a shared host changes within a minute.
+        let (b, i) = baseline::measure(args.database_url.as_ref(), window.min(BASELINE_MAX)).await?;
+        let system = System::start(args).await?;
+        let early = async {
+            tokio::time::sleep(load::WARM_UP + window / 5).await;
+            system.server_resident_mib()
+        };
+        let (load, early) = tokio::join!(load::drive(&system.address, steps, clients, window), early);
+        let late = system.server_resident_mib();
+        system.stop().await?;
+        let load = load?;
         let at = format!("{name}@{clients}");
         let steps_per_s = load.runs as f64 * f64::from(steps) / window.as_secs_f64();
         for (what, value) in [
+            ("b inserts/s", b),
+            ("i p50 ms", i),
             ("steps/s", steps_per_s),
             ("steps/s / b", steps_per_s / b),
             ("p50 ms", load.p50_ms),
             ("p50 / i", load.p50_ms / i),
             ("p99 ms", load.p99_ms),
-            ("server MiB", resident),
+            ("server MiB", late),
+            ("server MiB, end / a fifth", late / early),
         ] {
             figures.push(Figure { name: format!("{at} {what}"), value });
         }
@@ -147,6 +158,7 @@ struct System {
     worker: Child,
     address: String,
     folder: PathBuf,
+    database: Option<FreshDatabase>,
 }
 
 impl System {
@@ -156,21 +168,24 @@ impl System {
         let port = super::crash::free_port()?;
         let address = format!("http://127.0.0.1:{port}");
         let database = match &args.database_url {
-            Some(Database::Postgres(url)) => baseline::fresh_database(url).await?,
-            _ => format!("sqlite:{}", folder.join("bench.db").display()),
+            Some(Database::Postgres(url)) => {
+                let fresh = FreshDatabase::create(url).await?;
+                everstep_store_postgres::migrate(&fresh.url).await?;
+                Some(fresh)
+            }
+            _ => None,
         };
-        if database.starts_with("postgres") {
-            everstep_store_postgres::migrate(&database).await?;
-        }
+        let file = format!("sqlite:{}", folder.join("bench.db").display());
+        let url = database.as_ref().map_or(file, |fresh| fresh.url.clone());
         let mut server = own_binary()?;
-        server.args(["server", "--listen", &format!("127.0.0.1:{port}"), "--database-url", &database]);
+        server.args(["server", "--listen", &format!("127.0.0.1:{port}"), "--database-url", &url]);
         if let Some(nats) = &args.nats_url {
             server.args(["--nats-url", nats]);
         }
         let mut worker = own_binary()?;
         worker.args(["bench", "--worker-of", &address]);
         let spawn = |mut c: Command| c.spawn().map_err(|e| Fail::refused(format!("own binary: {e}")));
-        Ok(Self { server: spawn(server)?, worker: spawn(worker)?, address, folder })
+        Ok(Self { server: spawn(server)?, worker: spawn(worker)?, address, folder, database })
     }
 
     /// Resident memory of the server.
@@ -181,10 +196,14 @@ impl System {
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / 1_024.0
     }
 
-    async fn stop(&mut self) {
+    async fn stop(mut self) -> Result<(), Fail> {
         let _ = self.worker.kill().await;
         let _ = self.server.kill().await;
         let _ = std::fs::remove_dir_all(&self.folder);
+        match self.database {
+            Some(database) => database.remove().await,
+            None => Ok(()),
+        }
     }
 }
 

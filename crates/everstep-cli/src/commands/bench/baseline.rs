@@ -10,7 +10,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Figure;
 use crate::fail::Fail;
 use crate::node::Database;
 
@@ -22,35 +21,50 @@ fn bad(error: sqlx::Error) -> Fail {
     Fail::refused(format!("baseline: {error}"))
 }
 
-/// b and i.
-pub(super) async fn measure(database: Option<&Database>, window: Duration) -> Result<Vec<Figure>, Fail> {
-    let (b, i) = match database {
-        Some(Database::Postgres(url)) => postgres(url, window).await?,
-        _ => sqlite(window).await?,
-    };
-    Ok(vec![
-        Figure { name: "b inserts/s".to_owned(), value: b },
-        Figure { name: "i p50 ms".to_owned(), value: i },
-    ])
+/// b, in inserts per second, and i, in milliseconds.
+pub(super) async fn measure(database: Option<&Database>, window: Duration) -> Result<(f64, f64), Fail> {
+    match database {
+        Some(Database::Postgres(url)) => {
+            let fresh = FreshDatabase::create(url).await?;
+            let figures = postgres(&fresh.url, window).await;
+            fresh.remove().await?;
+            figures
+        }
+        _ => sqlite(window).await,
+    }
 }
 
-/// A new, empty database on the server that `url` names.
-pub(super) async fn fresh_database(url: &str) -> Result<String, Fail> {
-    let name = format!("bench_{}", Uuid::new_v4().simple());
-    let options = PgConnectOptions::from_str(url).map_err(bad)?;
-    let mut connection = options.connect().await.map_err(bad)?;
-    // The name is made above: letters and digits only.
-    let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-    sqlx::query(create).execute(&mut connection).await.map_err(bad)?;
-    let (base, query) = url.split_once('?').map_or((url, ""), |(base, query)| (base, query));
-    let base = base.rsplit_once('/').map_or(base, |(base, _)| base);
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    Ok(format!("{base}/{name}{query}"))
+/// An empty database on the server that a URL names.
+pub(super) struct FreshDatabase {
+    pub(super) url: String,
+    name: String,
+    server: PgConnectOptions,
+}
+
+impl FreshDatabase {
+    pub(super) async fn create(url: &str) -> Result<Self, Fail> {
+        let name = format!("bench_{}", Uuid::new_v4().simple());
+        let server = PgConnectOptions::from_str(url).map_err(bad)?;
+        let mut connection = server.connect().await.map_err(bad)?;
+        // The name is made above: letters and digits only.
+        let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
+        sqlx::query(create).execute(&mut connection).await.map_err(bad)?;
+        let (base, query) = url.split_once('?').map_or((url, ""), |(base, query)| (base, query));
+        let base = base.rsplit_once('/').map_or(base, |(base, _)| base);
+        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+        Ok(Self { url: format!("{base}/{name}{query}"), name, server })
+    }
+
+    /// Drops it, whoever is still connected.
+    pub(super) async fn remove(self) -> Result<(), Fail> {
+        let mut connection = self.server.connect().await.map_err(bad)?;
+        let drop = AssertSqlSafe(format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        sqlx::query(drop).execute(&mut connection).await.map(|_| ()).map_err(bad)
+    }
 }
 
 async fn postgres(url: &str, window: Duration) -> Result<(f64, f64), Fail> {
-    let url = fresh_database(url).await?;
-    let options = PgConnectOptions::from_str(&url).map_err(bad)?;
+    let options = PgConnectOptions::from_str(url).map_err(bad)?;
     let mut first = options.connect().await.map_err(bad)?;
     sqlx::query(TABLE).execute(&mut first).await.map_err(bad)?;
     let mut alone = insert_postgres(first, window).await?;

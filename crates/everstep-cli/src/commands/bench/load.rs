@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::fail::Fail;
 
-const WARM_UP: Duration = Duration::from_secs(2);
+pub(super) const WARM_UP: Duration = Duration::from_secs(2);
 
 /// What the clients saw inside the window.
 pub(super) struct Load {
