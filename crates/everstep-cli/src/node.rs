@@ -9,7 +9,7 @@ use everstep_core::NodeId;
 use everstep_dispatch::{Dispatch, InProcess};
 use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
 use everstep_engine::{Engine, EngineConfig};
-use everstep_server::{Server, ServerOptions};
+use everstep_server::{RunSpans, Server, ServerOptions};
 use everstep_store::Store;
 use everstep_store_postgres::{PostgresOptions, PostgresStore};
 use everstep_store_sqlite::SqliteStore;
@@ -103,6 +103,7 @@ pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Resu
     };
     let mut config = EngineConfig::new(node_id);
     config.lease = options.lease.into();
+    config.observer = Some(Arc::new(RunSpans));
     let engine = Engine::start(config, store, dispatch).await?;
     Ok(Listening { address: server.local_addr(), server, engine })
 }

@@ -9,6 +9,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
+use everstep_server::SpanIds;
+
 use crate::fail::Fail;
 
 /// Sends what is left when the command ends.
@@ -48,6 +50,7 @@ pub(crate) fn install() -> Result<Telemetry, Fail> {
     let service = std::env::var("OTEL_SERVICE_NAME").unwrap_or_else(|_| "everstep".to_owned());
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
+        .with_id_generator(SpanIds::default())
         .with_resource(Resource::builder().with_service_name(service).build())
         .build();
     opentelemetry::global::set_tracer_provider(provider.clone());

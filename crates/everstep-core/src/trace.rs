@@ -37,6 +37,17 @@ impl RunTrace {
     }
 }
 
+impl TraceContext {
+    /// What work for `run` carries: the run's own span, below which everything that is done for it hangs.
+    pub fn of_run(&self, run: RunId) -> Self {
+        let trace = RunTrace::of(run, self);
+        // The caller's additions belong to the caller's trace.
+        let tracestate =
+            if trace.parent_span_id.is_some() { self.tracestate.clone() } else { String::new() };
+        Self { traceparent: trace.traceparent(), tracestate }
+    }
+}
+
 /// The parts of a W3C `traceparent` header: trace id, span id, sampled. `None` when it is malformed.
 pub fn parse_traceparent(text: &str) -> Option<([u8; 16], [u8; 8], bool)> {
     let mut parts = text.split('-');

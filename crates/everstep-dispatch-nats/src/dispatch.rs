@@ -18,7 +18,7 @@ use crate::notices::{Inbox, Outbox};
 use crate::options::NatsOptions;
 use crate::queue::{Pull, Queue};
 use crate::stream::TaskStream;
-use crate::{message, subject};
+use crate::{message, spans, subject};
 
 /// Queues that are remembered; beyond it, idle ones are forgotten.
 const QUEUES_KEPT: usize = 1_000;
@@ -96,6 +96,17 @@ impl NatsDispatch {
             .unwrap_or_else(|_| Err(PublishError::new(PublishErrorKind::TimedOut)))
     }
 
+    async fn publish_on(&self, subject: &str, hint: &TaskHint) -> Result<(), Error> {
+        let (headers, payload) = message::encode_hint(hint);
+        match self.send(subject, headers.clone(), payload.clone()).await {
+            Err(err) if err.kind() == PublishErrorKind::StreamNotFound => {
+                self.stream.recreate().await?;
+                self.send(subject, headers, payload).await.map_err(|err| publish_failed(&err))
+            }
+            other => other.map_err(|err| publish_failed(&err)),
+        }
+    }
+
     /// Turns messages of `queue` into deliveries. Awaits nothing, so that a dropped pull cannot lose them
     /// here.
     fn deliver(&self, key: &QueueKey, queue: &Queue, messages: Vec<Message>) -> Vec<Delivery> {
@@ -105,8 +116,9 @@ impl NatsDispatch {
             let (message, acker) = message.split();
             match message::decode_hint(key, message.headers.as_ref(), &message.payload) {
                 Ok(hint) => {
-                    let token = self.in_flight.insert(acker);
-                    deliveries.push(Delivery { hint, token, attempt: attempt.unwrap_or(1) });
+                    let (token, attempt) = (self.in_flight.insert(acker), attempt.unwrap_or(1));
+                    spans::received(&hint, attempt);
+                    deliveries.push(Delivery { hint, token, attempt });
                 }
                 Err(problem) => {
                     let bytes = message.payload.len();
@@ -124,14 +136,10 @@ impl Dispatch for NatsDispatch {
     async fn publish(&self, hint: TaskHint) -> Result<(), Error> {
         let subject = subject::of_queue(&self.options.subject_prefix, &hint.queue)?;
         self.connection.check()?;
-        let (headers, payload) = message::encode_hint(&hint);
-        match self.send(&subject, headers.clone(), payload.clone()).await {
-            Err(err) if err.kind() == PublishErrorKind::StreamNotFound => {
-                self.stream.recreate().await?;
-                self.send(&subject, headers, payload).await.map_err(|err| publish_failed(&err))
-            }
-            other => other.map_err(|err| publish_failed(&err)),
-        }
+        let span = spans::send(&hint);
+        let outcome = self.publish_on(&subject, &hint).await;
+        spans::sent(span, &outcome);
+        outcome
     }
 
     async fn pull(&self, queue: &QueueKey, max: usize) -> Result<Vec<Delivery>, Error> {

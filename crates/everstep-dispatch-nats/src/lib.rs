@@ -15,6 +15,7 @@ mod message;
 mod notices;
 mod options;
 mod queue;
+mod spans;
 mod stream;
 mod subject;
 

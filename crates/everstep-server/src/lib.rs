@@ -14,9 +14,11 @@ mod reason;
 mod rpc;
 mod runs;
 mod serve;
+mod spans;
 mod status;
 mod worker;
 
 pub use error::Error;
 pub use reason::{DOMAIN, REASONS, Reason};
 pub use serve::{Server, ServerOptions};
+pub use spans::{RunSpans, SpanIds};

@@ -2,23 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use everstep_core::{OpId, RunId, RunStarted, RunTrace};
-use opentelemetry::trace::{
-    SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
-};
+use everstep_core::{OpId, RunId, RunStarted};
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue, global};
 
 /// The context of a run's span, as a remote parent. The span itself is emitted once, by the node that
 /// records the run's end.
 pub(crate) fn run_context(run: RunId, start: &RunStarted) -> Context {
-    let trace = RunTrace::of(run, &start.trace);
-    Context::new().with_remote_span_context(SpanContext::new(
-        TraceId::from_bytes(trace.trace_id),
-        SpanId::from_bytes(trace.run_span_id),
-        TraceFlags::SAMPLED,
-        true,
-        TraceState::default(),
-    ))
+    everstep_proto::trace::remote(&start.trace.of_run(run)).unwrap_or_default()
 }
 
 /// Begins the span of one attempt; the returned context is current while the attempt runs.

@@ -331,7 +331,7 @@ impl Node {
         for write in writes {
             match write {
                 Write::TaskSet(queue) => {
-                    let trace = run.start().trace.clone();
+                    let trace = run.start().trace.of_run(run_id);
                     self.out.push(Output::Publish(TaskHint { run_id, queue: queue.clone(), trace }));
                 }
                 Write::TimerSet(timer) => self.out.push(Output::TimersAt(timer.fire_at)),

@@ -1,6 +1,8 @@
 //! W3C trace context in the metadata of gRPC calls.
 
 use everstep_core::{TraceContext, parse_traceparent};
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tonic::metadata::{MetadataMap, MetadataValue};
 
 /// Name of the header that carries the trace and span ids.
@@ -43,6 +45,19 @@ pub fn inject(context: &TraceContext, metadata: &mut MetadataMap) {
     {
         metadata.insert(TRACESTATE, state);
     }
+}
+
+/// The context as a remote parent of spans; `None` when it is empty or malformed.
+pub fn remote(context: &TraceContext) -> Option<Context> {
+    let (trace_id, span_id, sampled) = parse_traceparent(&context.traceparent)?;
+    let span = SpanContext::new(
+        TraceId::from_bytes(trace_id),
+        SpanId::from_bytes(span_id),
+        if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() },
+        true,
+        context.tracestate.parse().unwrap_or(TraceState::NONE),
+    );
+    Some(Context::new().with_remote_span_context(span))
 }
 
 /// True for a `traceparent` that W3C trace context allows.

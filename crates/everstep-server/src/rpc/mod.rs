@@ -15,12 +15,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use everstep_core::parse_traceparent;
 use everstep_proto::trace;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
-use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use prost::Message;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -216,16 +214,7 @@ fn span(method: &str, headers: &HeaderMap) -> Span {
 }
 
 fn remote_parent(headers: &HeaderMap) -> Option<opentelemetry::Context> {
-    let context = trace::extract(&MetadataMap::from_headers(traces(headers)));
-    let (trace_id, span_id, sampled) = parse_traceparent(&context.traceparent)?;
-    let remote = SpanContext::new(
-        TraceId::from_bytes(trace_id),
-        SpanId::from_bytes(span_id),
-        if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() },
-        true,
-        context.tracestate.parse().unwrap_or(TraceState::NONE),
-    );
-    Some(opentelemetry::Context::new().with_remote_span_context(remote))
+    trace::remote(&trace::extract(&MetadataMap::from_headers(traces(headers))))
 }
 
 /// The two headers that matter, without a copy of the others.

@@ -1,5 +1,6 @@
 //! What the layer does to calls that go wrong, without a network.
 
+use opentelemetry::trace::TraceContextExt;
 use std::sync::Mutex;
 
 use tonic_types::StatusExt;
