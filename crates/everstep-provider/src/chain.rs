@@ -84,7 +84,8 @@ impl Chain {
             // One budget over retries and hops; the last provider always gets its turn.
             let left = self.attempts_max.saturating_sub(attempts.len() as u32);
             let is_last = index + 1 == self.links.len();
-            for number in 0..(*tries).min(if is_last { left.max(1) } else { left.saturating_sub(1) }) {
+            let turns = (*tries).min(if is_last { left.max(1) } else { left.saturating_sub(1) });
+            for number in 0..turns {
                 let attempt = attempts.len() as u32 + 1;
                 let result = observed(provider.as_ref(), request, attempt).await;
                 attempts.push(record(provider.as_ref(), attempt, &result));
@@ -93,7 +94,7 @@ impl Chain {
                         return Ok(Completed { completion, provider: provider.name().to_owned(), attempts });
                     }
                     Err(error) => {
-                        let again = error.is_retryable() && number + 1 < *tries;
+                        let again = error.is_retryable() && number + 1 < turns;
                         let wait = error.retry_after().unwrap_or_else(|| backoff(number)).min(WAIT_MAX);
                         last = error;
                         if !again {

@@ -130,11 +130,13 @@ fn score(texts: Vec<String>) -> Vec<Sentence> {
             (0.8 * raw / most + early, words.iter().cloned().collect())
         })
         .collect();
+    // A sentence of a word or two says little, unless the text has no others.
+    let longest = scored.iter().map(|(_, words)| words.len()).max().unwrap_or(0);
     texts
         .into_iter()
         .zip(scored)
         .enumerate()
-        .filter(|(_, (_, (_, words)))| words.len() >= 3)
+        .filter(|(_, (_, (_, words)))| words.len() >= longest.min(3))
         .map(|(position, (text, (score, words)))| Sentence { position, text, words, score })
         .collect()
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -58,13 +58,17 @@ impl OpenAiCompatible {
     /// A provider at an address.
     ///
     /// # Errors
-    /// [`ConfigError`] for an address that is not an http or https URL.
+    /// [`ConfigError`] for an address that is not an http or https URL, or a key that no header can hold.
     pub fn new(config: OpenAiConfig) -> Result<Self, ConfigError> {
         let bad = |variable, problem: String| ConfigError { variable, problem };
         let url = reqwest::Url::parse(&config.base_url)
             .map_err(|e| bad("EVERSTEP_OPENAI_BASE_URL", format!("is not a URL: {e}")))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(bad("EVERSTEP_OPENAI_BASE_URL", "must begin with http:// or https://".to_owned()));
+        }
+        // As when the last line end of a file came along.
+        if HeaderValue::from_str(&config.api_key).is_err() {
+            return Err(bad("EVERSTEP_OPENAI_API_KEY", "has a line end or control character".to_owned()));
         }
         // A process has one TLS provider; whoever was first is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -154,11 +158,12 @@ impl Provider for OpenAiCompatible {
         }
         let response = call.send().await.map_err(|e| self.broken(&e))?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let bytes = self.read(response).await?;
+        let body = self.read(response).await;
         if !status.is_success() {
-            return Err(refused(status, &headers, &bytes));
+            // The status says it all; a body that broke off only lacks the explanation.
+            return Err(self.refused(status, &headers, &body.unwrap_or_default()));
         }
-        understand(&headers, &bytes)
+        self.understand(&headers, &body?)
     }
 }
 
@@ -184,19 +189,54 @@ impl OpenAiCompatible {
         }
         Ok(bytes)
     }
-}
 
-fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ProviderError {
-    let code = status.as_u16();
-    let retry_after = retry_after(headers);
-    match code {
-        401 | 403 => ProviderError::Auth(code),
-        402 => ProviderError::Billing,
-        // An account without funds is told so with the status of a rate limit.
-        429 if String::from_utf8_lossy(body).contains("insufficient_quota") => ProviderError::Billing,
-        429 => ProviderError::RateLimited { retry_after },
-        408 | 500..=599 => ProviderError::Overloaded { status: code, retry_after },
-        _ => ProviderError::BadRequest { status: code, message: shorten(body) },
+    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ProviderError {
+        let code = status.as_u16();
+        let retry_after = retry_after(headers);
+        match code {
+            401 | 403 => ProviderError::Auth(code),
+            402 => ProviderError::Billing,
+            // An account without funds is told so with the status of a rate limit.
+            429 if String::from_utf8_lossy(body).contains("insufficient_quota") => ProviderError::Billing,
+            429 => ProviderError::RateLimited { retry_after },
+            408 | 500..=599 => ProviderError::Overloaded { status: code, retry_after },
+            _ => ProviderError::BadRequest { status: code, message: self.excerpt(body) },
+        }
+    }
+
+    fn understand(&self, headers: &HeaderMap, body: &[u8]) -> Result<Completion, ProviderError> {
+        let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") {
+            let kind = self.excerpt(kind.as_bytes());
+            return Err(ProviderError::InvalidResponse(format!("content type '{kind}'")));
+        }
+        let answer: Answer =
+            serde_json::from_slice(body).map_err(|_| ProviderError::InvalidResponse(self.excerpt(body)))?;
+        let choice = answer.choices.into_iter().next();
+        let Some((text, finish_reason)) = choice.and_then(|c| Some((c.message.content?, c.finish_reason)))
+        else {
+            return Err(ProviderError::InvalidResponse("no choice with content".to_owned()));
+        };
+        Ok(Completion {
+            text,
+            model: answer.model,
+            response_id: answer.id,
+            finish_reason: finish_reason.unwrap_or_default(),
+            input_tokens: answer.usage.as_ref().and_then(|u| u.prompt_tokens),
+            output_tokens: answer.usage.as_ref().and_then(|u| u.completion_tokens),
+        })
+    }
+
+    /// The beginning of what came, fit for an error: errors are kept in histories, and some servers send back
+    /// the key that they were sent.
+    fn excerpt(&self, bytes: &[u8]) -> String {
+        let mut text = String::from_utf8_lossy(bytes).into_owned();
+        if !self.config.api_key.is_empty() {
+            // Before the cut, which could leave half a key behind.
+            text = text.replace(&self.config.api_key, "[key]");
+        }
+        text.chars().take(200).collect::<String>().escape_debug().to_string()
     }
 }
 
@@ -208,29 +248,4 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     }
     let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
-fn understand(headers: &HeaderMap, body: &[u8]) -> Result<Completion, ProviderError> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if !kind.starts_with("application/json") {
-        return Err(ProviderError::InvalidResponse(format!("content type '{}'", kind.escape_default())));
-    }
-    let answer: Answer =
-        serde_json::from_slice(body).map_err(|_| ProviderError::InvalidResponse(shorten(body)))?;
-    let choice = answer.choices.into_iter().next();
-    let Some((text, finish_reason)) = choice.and_then(|c| Some((c.message.content?, c.finish_reason))) else {
-        return Err(ProviderError::InvalidResponse("no choice with content".to_owned()));
-    };
-    Ok(Completion {
-        text,
-        model: answer.model,
-        response_id: answer.id,
-        finish_reason: finish_reason.unwrap_or_default(),
-        input_tokens: answer.usage.as_ref().and_then(|u| u.prompt_tokens),
-        output_tokens: answer.usage.as_ref().and_then(|u| u.completion_tokens),
-    })
-}
-
-fn shorten(body: &[u8]) -> String {
-    String::from_utf8_lossy(body).chars().take(200).collect::<String>().escape_debug().to_string()
 }

@@ -29,6 +29,13 @@ fn it_does_not_say_the_same_thing_twice() {
 }
 
 #[test]
+fn a_short_text_is_its_own_summary() {
+    for text in ["Some text. It is short.", "Done.", "It is."] {
+        assert!(text.starts_with(&summarize(text, 3).unwrap()), "{text}");
+    }
+}
+
+#[test]
 fn nothing_to_summarize_is_said() {
     for (text, why) in
         [("", "empty"), (" \n\t", "empty"), ("\u{1}\u{2}\u{fffd}ab", "binary"), ("12 34", "sentences")]
