@@ -27,6 +27,14 @@ impl Fail {
         Self { code: 3, message: message.into() }
     }
 
+    /// The same, and if something was not reachable, what.
+    pub(crate) fn at(self, address: &str) -> Self {
+        match self.code {
+            3 => Self { message: format!("{address}: {}", self.message), ..self },
+            _ => self,
+        }
+    }
+
     /// Exit 130: Ctrl-C.
     pub(crate) fn interrupted() -> Self {
         Self { code: 130, message: String::new() }

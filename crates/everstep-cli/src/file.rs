@@ -40,39 +40,54 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
     };
     let mut settings = Settings::new();
     for (key, value) in table {
-        let text = match value {
-            toml::Value::String(s) => s,
-            toml::Value::Integer(n) => n.to_string(),
-            toml::Value::Boolean(b) => b.to_string(),
-            other => {
-                return Err((
-                    line_with(&key),
-                    format!("'{key}' is a {}, not text, a number or true/false", other.type_str()),
-                ));
+        let Some((_, wanted)) = OPTIONS.iter().find(|(name, _)| *name == key) else {
+            let known: Vec<&str> = OPTIONS.iter().map(|(name, _)| *name).collect();
+            let problem = format!("unknown setting '{key}'; known are {}", known.join(", "));
+            return Err((line_with(&key), problem));
+        };
+        let text = match (wanted, value) {
+            (Kind::Text, toml::Value::String(text)) => text,
+            (Kind::Number, toml::Value::Integer(n)) => n.to_string(),
+            (Kind::Switch, toml::Value::Boolean(b)) => b.to_string(),
+            (wanted, other) => {
+                let problem = format!("'{key}' is a {}; it must be {}", other.type_str(), wanted.name());
+                return Err((line_with(&key), problem));
             }
         };
-        if !OPTIONS.contains(&key.as_str()) {
-            return Err((
-                line_with(&key),
-                format!("unknown setting '{key}'; known are {}", OPTIONS.join(", ")),
-            ));
-        }
         settings.insert(key, text);
     }
     Ok(settings)
 }
 
+/// What a setting is written as.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Text,
+    Number,
+    Switch,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text in quotes",
+            Self::Number => "a number",
+            Self::Switch => "true or false",
+        }
+    }
+}
+
 /// What the file may set: options that describe a place, not a request.
-const OPTIONS: &[&str] = &[
-    "address",
-    "namespace",
-    "database-url",
-    "nats-url",
-    "listen",
-    "db",
-    "port",
-    "lease",
-    "insecure-allow-remote",
+const OPTIONS: &[(&str, Kind)] = &[
+    ("address", Kind::Text),
+    ("namespace", Kind::Text),
+    ("database-url", Kind::Text),
+    ("nats-url", Kind::Text),
+    ("listen", Kind::Text),
+    ("db", Kind::Text),
+    ("port", Kind::Number),
+    ("lease", Kind::Text),
+    ("insecure-allow-remote", Kind::Switch),
 ];
 
 /// The arguments, with the file's settings for options that neither flag nor environment gives.

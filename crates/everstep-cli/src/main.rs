@@ -10,6 +10,7 @@ mod telemetry;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use commands::{admin, bench, crash, demo, dev, doctor, migrate, run, server};
@@ -17,8 +18,9 @@ use fail::Fail;
 
 /// Durable workflows: run the server, look at runs, try it out.
 ///
-/// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not reachable, 130 interrupted. Every option can
-/// be given as EVERSTEP_NAME in the environment or as `name = value` in everstep.toml.
+/// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not reachable, 130 interrupted. Options that say
+/// where things are come from a flag, else from EVERSTEP_NAME in the environment (empty is as good as not set),
+/// else from `name = value` in everstep.toml.
 #[derive(Debug, Parser)]
 #[command(name = "everstep", version, disable_help_subcommand = true)]
 struct Cli {
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
     {
         Ok(cli) => cli,
         Err(error) => {
+            let error = without_secrets(error);
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -89,6 +92,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => fail.report(),
     }
+}
+
+/// The error, with `***` for the password of any URL that it quotes.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    let quoted: Vec<(ContextKind, String)> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, text.clone())),
+            _ => None,
+        })
+        .collect();
+    for (kind, text) in quoted {
+        let Some((scheme, rest)) = text.split_once("://") else { continue };
+        let Some((login, place)) = rest.rsplit_once('@') else { continue };
+        let name = login.split_once(':').map_or(login, |(name, _)| name);
+        error.insert(kind, ContextValue::String(format!("{scheme}://{name}:***@{place}")));
+    }
+    error
 }
 
 /// One core is left to the database and the broker, which are on the same machine more often than not: a

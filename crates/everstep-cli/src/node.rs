@@ -13,6 +13,7 @@ use everstep_server::{RunSpans, Server, ServerOptions};
 use everstep_store::Store;
 use everstep_store_postgres::{PostgresOptions, PostgresStore};
 use everstep_store_sqlite::SqliteStore;
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::fail::Fail;
@@ -115,25 +116,24 @@ impl Listening {
     }
 }
 
-/// Ready at SIGTERM or Ctrl-C.
-pub(crate) async fn stop_signal() {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(_) => return,
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
-    tokio::spawn(async {
-        let again = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-        let Ok(mut again) = again else { return };
+/// Ready at SIGTERM or Ctrl-C; a second one ends the process at once. Both are heard from this call on, not
+/// from the first poll: who reads where the server listens may stop it right then.
+pub(crate) fn stop_signal() -> Result<impl Future<Output = ()>, Fail> {
+    let hear = |kind| signal(kind).map_err(|e| Fail::refused(format!("cannot hear signals: {e}")));
+    let (mut terminate, mut interrupt) = (hear(SignalKind::terminate())?, hear(SignalKind::interrupt())?);
+    Ok(async move {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = again.recv() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-        std::process::exit(130);
-    });
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
 }
 
 /// A duration on the command line: `500ms`, `10s`, `5m`, `2h`.

@@ -42,8 +42,7 @@ impl TraceContext {
     pub fn of_run(&self, run: RunId) -> Self {
         let trace = RunTrace::of(run, self);
         // The caller's additions belong to the caller's trace.
-        let tracestate =
-            if trace.parent_span_id.is_some() { self.tracestate.clone() } else { String::new() };
+        let tracestate = if trace.parent_span_id.is_some() { self.tracestate.clone() } else { String::new() };
         Self { traceparent: trace.traceparent(), tracestate }
     }
 }

@@ -35,14 +35,15 @@ pub(crate) fn received(hint: &TaskHint, delivery: u64) {
 fn span(operation: &'static str, kind: SpanKind, hint: &TaskHint) -> Option<BoxedSpan> {
     let parent = trace::remote(&hint.trace)?;
     let tracer = global::tracer("everstep");
-    let builder = tracer.span_builder(format!("{operation} {DESTINATION}")).with_kind(kind).with_attributes([
-        KeyValue::new("messaging.system", "nats"),
-        KeyValue::new("messaging.operation.name", operation),
-        KeyValue::new("messaging.operation.type", operation),
-        KeyValue::new("messaging.destination.name", DESTINATION),
-        KeyValue::new("everstep.task_queue", hint.queue.task_queue.clone()),
-        KeyValue::new("everstep.namespace", hint.queue.namespace.clone()),
-        KeyValue::new("everstep.run.id", hint.run_id.to_string()),
-    ]);
+    let builder =
+        tracer.span_builder(format!("{operation} {DESTINATION}")).with_kind(kind).with_attributes([
+            KeyValue::new("messaging.system", "nats"),
+            KeyValue::new("messaging.operation.name", operation),
+            KeyValue::new("messaging.operation.type", operation),
+            KeyValue::new("messaging.destination.name", DESTINATION),
+            KeyValue::new("everstep.task_queue", hint.queue.task_queue.clone()),
+            KeyValue::new("everstep.namespace", hint.queue.namespace.clone()),
+            KeyValue::new("everstep.run.id", hint.run_id.to_string()),
+        ]);
     Some(tracer.build_with_context(builder, &parent))
 }

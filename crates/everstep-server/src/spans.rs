@@ -46,7 +46,8 @@ impl Observer for RunSpans {
         let caller = if own.parent_span_id.is_some() { trace::remote(&start.trace) } else { None };
         let parent = caller.or_else(|| trace::remote(&start.trace.of_run(run.id())));
         let tracer = global::tracer("everstep");
-        let builder = described(tracer.span_builder(format!("workflow.trigger {}", start.workflow_type)), run);
+        let builder =
+            described(tracer.span_builder(format!("workflow.trigger {}", start.workflow_type)), run);
         let mut span = tracer.build_with_context(builder, &parent.unwrap_or_default());
         span.set_attribute(KeyValue::new("everstep.trigger.kind", "api"));
         span.end();

@@ -140,9 +140,13 @@ fn parse(url: &str) -> Result<PgConnectOptions, Error> {
 
 async fn open_one(url: &str) -> Result<PgConnection, Error> {
     let options = parse(url)?;
+    let at = format!("Postgres at {}:{}", options.get_host(), options.get_port());
     match tokio::time::timeout(CONNECT, PgConnection::connect_with(&options)).await {
-        Ok(connected) => connected.map_err(before),
-        Err(_) => Err(Error::Unavailable(format!("Postgres did not answer within {CONNECT:?}"))),
+        Ok(connected) => connected.map_err(|e| match before(e) {
+            Error::Unavailable(text) => Error::Unavailable(format!("{at}: {text}")),
+            other => other,
+        }),
+        Err(_) => Err(Error::Unavailable(format!("{at} did not answer within {CONNECT:?}"))),
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
     };
     let node = node::listen(store, &options).await?;
     let address = format!("http://{}", node.address);
+    let stop = node::stop_signal()?;
     out::note(&format!("Everstep listens on {address}"));
     out::note(&format!("Database: {}", args.db.display()));
     out::note("Try, in another terminal:");
@@ -71,7 +72,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
         None
     };
     node.serve(async {
-        node::stop_signal().await;
+        stop.await;
         // The worker says goodbye while there is a server to hear it.
         stopping.send_replace(true);
         if let Some(worker) = worker {

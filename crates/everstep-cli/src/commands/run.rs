@@ -137,7 +137,28 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    fn target(&self) -> &Target {
+        match self {
+            Self::Start { target, .. }
+            | Self::List { target, .. }
+            | Self::Show { target, .. }
+            | Self::History { target, .. }
+            | Self::Watch { target, .. }
+            | Self::Result { target, .. }
+            | Self::Signal { target, .. }
+            | Self::Cancel { target, .. }
+            | Self::Terminate { target, .. } => target,
+        }
+    }
+}
+
 pub(crate) async fn run(command: Command) -> Result<(), Fail> {
+    let address = command.target().address.clone();
+    perform(command).await.map_err(|fail| fail.at(&address))
+}
+
+async fn perform(command: Command) -> Result<(), Fail> {
     tokio::select! {
         result = carry_out(command) => result,
         _ = tokio::signal::ctrl_c() => Err(Fail::interrupted()),

@@ -41,6 +41,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
         nats_url: args.nats_url,
     };
     let node = node::listen(store, &options).await?;
+    let stop = node::stop_signal()?;
     out::note(&format!("Everstep listens on http://{}", node.address));
-    node.serve(node::stop_signal()).await
+    node.serve(stop).await
 }

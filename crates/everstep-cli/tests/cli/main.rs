@@ -1,0 +1,7 @@
+//! The binary as its users run it: processes, streams and exit codes.
+
+mod collector;
+mod crash;
+mod refusals;
+mod support;
+mod telemetry;
