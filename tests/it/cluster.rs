@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use everstep::{Ctx, StepError, WorkflowError};
 use everstep_core::EventBody;
+use everstep_dispatch::InProcess;
 use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
 use everstep_store_postgres::{PostgresStore, migrate};
 use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
@@ -52,5 +53,32 @@ async fn any_node_takes_any_call_and_nats_may_die() -> anyhow::Result<()> {
         let id = run.run_id().ok_or_else(|| anyhow::anyhow!("no run id"))?;
         assert_eq!(there.client()?.handle::<u32>(id).result().await?, 42);
     }
+    Ok(())
+}
+
+/// Nothing tells the nodes of each other but the database: the sweep finds what is to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_without_nats_work_on_one_database() -> anyhow::Result<()> {
+    if !require("pg")? {
+        return Ok(());
+    }
+    let database = PostgresServer::shared()?.create_database().await?;
+    migrate(&database).await?;
+    let node = async || {
+        let store = PostgresStore::connect(&database, postgres_options()).await?;
+        RunningNode::start(Arc::new(store), Arc::new(InProcess::new()), NodeSettings::default()).await
+    };
+    let (here, there) = (node().await?, node().await?);
+    let park_late = Duration::from_secs(60);
+    let _worker = RunningWorker::start(there.worker().park_after(park_late).register("asks", asks))?;
+    let run = here.client()?.workflow::<u32>("asks").start(&()).await?;
+    let mut history = run.history(0, true).await?;
+    while let Some(event) = history.next().await? {
+        if matches!(event.body, EventBody::StepCompleted { .. }) {
+            break;
+        }
+    }
+    run.signal("go", &2).await?;
+    assert_eq!(run.result().await?, 42);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Integration tests: real servers and workers in this process, real stores beside it.
 
 mod cluster;
+mod crash;
 mod postgres;
 mod run;
 mod stores;

@@ -168,6 +168,42 @@ async fn a_worker_that_dies_leaves_its_runs_to_another() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_worker_that_stops_gives_its_run_to_another() -> anyhow::Result<()> {
+    async fn tries(ctx: Ctx, ready: bool) -> Result<u32, WorkflowError> {
+        let retry = everstep::RetryPolicy {
+            initial_interval: Duration::from_millis(200).into(),
+            ..Default::default()
+        };
+        ctx.step("try", move || async move {
+            if ready { Ok(42) } else { Err(StepError::new("NotYet", "not on this worker")) }
+        })
+        .retry(retry)
+        .await
+        .map_err(WorkflowError::from)
+    }
+    for store in stores::all().await? {
+        let node = node_on(&store).await?;
+        let failing = node.worker().register("tries", |ctx: Ctx, (): ()| tries(ctx, false));
+        let failing = RunningWorker::start(failing)?;
+        let run = node.client()?.workflow::<u32>("tries").start(&()).await?;
+        let mut history = run.history(0, true).await?;
+        while let Some(event) = history.next().await? {
+            if matches!(event.body, EventBody::StepFailed { .. }) {
+                break;
+            }
+        }
+        // While it stops it is still connected, and has room as far as it has ever said.
+        failing.stop().await?;
+        let _other =
+            RunningWorker::start(node.worker().register("tries", |ctx: Ctx, (): ()| tries(ctx, true)))?;
+        assert_eq!(run.result().await?, 42);
+        let attached = kinds(&run).await?.into_iter().filter(|kind| kind == "WorkerAttached").count();
+        assert_eq!(attached, 2, "{:?}", kinds(&run).await?);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn changed_code_blocks_the_run_until_fitting_code_connects() -> anyhow::Result<()> {
     async fn old(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
         let n = ctx.step("old name", || async { Ok::<_, StepError>(1) }).await?;
@@ -205,6 +241,7 @@ async fn changed_code_blocks_the_run_until_fitting_code_connects() -> anyhow::Re
         assert_eq!(described.status, RunStatus::Blocked);
         assert!(described.run.blocked_reason.contains("'old name'"), "{}", described.run.blocked_reason);
         wrong.stop().await?;
+        assert_eq!(node.engine.status().fenced, 0, "a worker that gave a run up says nothing more about it");
         let _fixed = RunningWorker::start(node.worker().build_id("3").register("w", old))?;
         assert_eq!(run.result().await?, 42);
     }

@@ -50,6 +50,12 @@ impl Fail {
     }
 }
 
+impl std::fmt::Display for Fail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl From<ClientError> for Fail {
     fn from(error: ClientError) -> Self {
         match &error {

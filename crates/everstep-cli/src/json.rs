@@ -41,6 +41,11 @@ fn millis(d: Duration) -> Value {
     json!(d.as_micros() as f64 / 1_000.0)
 }
 
+/// The text on one line: what would move the cursor is written as an escape.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// A run as the server describes it.
 pub(crate) fn run(description: &RunDescription) -> Value {
     let r = &description.run;
@@ -156,7 +161,7 @@ pub(crate) fn event_line(e: &Event) -> String {
             let value = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
             let short: String = value.chars().take(60).collect();
             let more = if value.chars().count() > 60 { "…" } else { "" };
-            text.push_str(&format!("  {name}={}{more}", short.escape_debug()));
+            text.push_str(&format!("  {name}={}{more}", printable(&short)));
             shown += 1;
         }
     }

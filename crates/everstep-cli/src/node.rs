@@ -53,6 +53,14 @@ impl Database {
         })
     }
 
+    /// Looks whether a node would start on it.
+    pub(crate) async fn check(&self) -> Result<(), Fail> {
+        if let Self::Postgres(url) = self {
+            everstep_store_postgres::check(url, &PostgresOptions::default()).await?;
+        }
+        Ok(())
+    }
+
     /// Opens it to read, without a server.
     pub(crate) async fn open_read_only(&self) -> Result<Arc<dyn Store>, Fail> {
         Ok(match self {
@@ -83,6 +91,7 @@ pub(crate) struct NodeOptions {
 
 /// A node that listens, not serving yet.
 pub(crate) struct Listening {
+    store: Arc<dyn Store>,
     server: Server,
     engine: Engine,
     pub(crate) address: SocketAddr,
@@ -105,14 +114,16 @@ pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Resu
     let mut config = EngineConfig::new(node_id);
     config.lease = options.lease.into();
     config.observer = Some(Arc::new(RunSpans));
-    let engine = Engine::start(config, store, dispatch).await?;
-    Ok(Listening { address: server.local_addr(), server, engine })
+    let engine = Engine::start(config, Arc::clone(&store), dispatch).await?;
+    Ok(Listening { store, address: server.local_addr(), server, engine })
 }
 
 impl Listening {
     /// Serves until the first SIGTERM or Ctrl-C, then drains; a second one ends the process at once.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Fail> {
-        Ok(self.server.serve(self.engine, stop).await?)
+        let served = self.server.serve(self.engine, stop).await;
+        self.store.close().await;
+        Ok(served?)
     }
 }
 

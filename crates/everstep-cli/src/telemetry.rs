@@ -1,5 +1,7 @@
 //! Logs on stderr; spans to an OTLP collector when the environment names one.
 
+use std::io::IsTerminal;
+
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -36,7 +38,10 @@ pub(crate) fn install() -> Result<Telemetry, Fail> {
         std::env::var("EVERSTEP_LOG").ok().filter(|v| !v.is_empty()).unwrap_or_else(|| "warn".to_owned());
     let filter =
         EnvFilter::try_new(&filter).map_err(|e| Fail::usage(format!("EVERSTEP_LOG '{filter}': {e}")))?;
-    let log = fmt::layer().with_writer(std::io::stderr).with_target(false).with_filter(filter);
+    // Colors are for people: a file or a pipe gets none.
+    let colors = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let log =
+        fmt::layer().with_writer(std::io::stderr).with_ansi(colors).with_target(false).with_filter(filter);
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let wanted = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
     if !wanted.iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty())) {

@@ -54,7 +54,7 @@ pub enum Rejection {
         run_id: RunId,
     },
     /// The sender no longer owns the run.
-    #[error("the run is owned under epoch {current}, the request came from epoch {sent}")]
+    #[error("the sender, of epoch {sent}, does not own the run, which is at epoch {current}")]
     Fenced {
         /// The run's epoch.
         current: u32,

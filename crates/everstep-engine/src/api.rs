@@ -169,6 +169,8 @@ pub enum WorkerIn {
         /// Its epoch.
         epoch: Epoch,
     },
+    /// The worker takes no more runs.
+    Draining,
     /// The worker has let go of everything.
     Goodbye,
 }

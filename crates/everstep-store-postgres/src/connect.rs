@@ -46,6 +46,16 @@ pub struct PostgresStore {
     pub(crate) pool: PgPool,
 }
 
+/// Looks whether a node would start on this database; changes nothing.
+///
+/// # Errors
+/// As [`PostgresStore::connect`].
+pub async fn check(url: &str, options: &PostgresOptions) -> Result<(), Error> {
+    let mut connection = open_one(url).await?;
+    check_server(&mut connection, options.allow_fsync_off).await?;
+    check_schema(&mut connection).await
+}
+
 /// What a migration did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationReport {
@@ -68,6 +78,8 @@ impl fmt::Display for MigrationReport {
 pub async fn migrate(url: &str) -> Result<MigrationReport, Error> {
     let mut connection = open_one(url).await?;
     check_server(&mut connection, true).await?;
+    // What a migration needs to do may take longer than any statement of a node should.
+    sqlx::query("SET statement_timeout = 0").execute(&mut connection).await.map_err(before)?;
     let before_count = applied(&mut connection).await?.len();
     MIGRATIONS.run(&mut connection).await.map_err(|e| match e {
         sqlx::migrate::MigrateError::VersionMissing(v) => newer(v),

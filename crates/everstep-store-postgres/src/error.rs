@@ -45,9 +45,8 @@ fn by_state(error: &sqlx::Error) -> Option<Error> {
         // Our own fault: a connection in a failed transaction must never be given out.
         "25P02" => Error::Refused(text),
         "23505" => Error::Corrupt(format!("a later event of an append stands already: {text}")),
-        "3D000" | "3F000" | "42P01" | "42703" | "42883" => {
-            Error::Schema(format!("{text}; run everstep migrate"))
-        }
+        "3D000" => Error::Refused(format!("{text}; create it first")),
+        "3F000" | "42P01" | "42703" | "42883" => Error::Schema(format!("{text}; run everstep migrate")),
         "28000" | "28P01" | "42501" => Error::Refused(text),
         _ if code.starts_with("53") => Error::Exhausted(text),
         _ if code.starts_with("08") => Error::OutcomeUnknown(text),

@@ -15,4 +15,4 @@ mod sql;
 mod statement;
 mod sweep;
 
-pub use connect::{MigrationReport, PostgresOptions, PostgresStore, migrate};
+pub use connect::{MigrationReport, PostgresOptions, PostgresStore, check, migrate};

@@ -33,6 +33,10 @@ fn limit_of(limit: usize) -> i64 {
 
 #[async_trait]
 impl Log for PostgresStore {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn append(&self, batch: Vec<Append>) -> AppendReply {
         self.append_batch(batch).await
     }

@@ -17,6 +17,10 @@ const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 #[async_trait]
 impl Log for SqliteStore {
+    async fn close(&self) {
+        self.close_connections().await;
+    }
+
     async fn append(&self, batch: Vec<Append>) -> AppendReply {
         let appends = batch.len();
         let failed = |e: Error| AppendReply {

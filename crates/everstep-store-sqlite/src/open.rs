@@ -95,8 +95,9 @@ impl SqliteStore {
     }
 
     /// Closes the connections, after the write that is under way. What is called later opens them again
-    /// (writes) or fails (reads); dropping the store does the same in the background.
-    pub async fn close(&self) {
+    /// (writes) or fails (reads); dropping the store does the same in the background. The writer is the last,
+    /// so that it takes the write-ahead log into the file.
+    pub(crate) async fn close_connections(&self) {
         self.inner.readers.close().await;
         if let Some(writer) = &self.inner.writer {
             writer.close().await;

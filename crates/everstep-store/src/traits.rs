@@ -16,6 +16,14 @@ impl<T: Log + Catalog + Sessions + Sweep> Store for T {}
 /// The event log.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
+    /// Whether nodes in other processes may append to the same log.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Lets go of the database in order, once nobody calls any more; a file is then complete by itself.
+    async fn close(&self) {}
+
     /// Appends a batch, each append with a verdict of its own; the batch is one transaction where the
     /// database allows, and an error in one append does not harm the others.
     ///

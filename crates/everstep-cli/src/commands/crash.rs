@@ -12,7 +12,7 @@ use everstep::{Client, Ctx, RunHandle, StepError, Worker, WorkflowError};
 use everstep_core::{Event, EventBody};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::fail::Fail;
@@ -181,10 +181,11 @@ async fn one_try(args: &Args, seed: u64, folder: &Path) -> Result<Verdict, Fail>
             killed.push(format!("worker after effect {done}"));
             processes.worker = spawn_worker(&address, folder)?;
         }
-        if plan.server_at.first().is_some_and(|&at| plan.began.elapsed() >= at) {
-            plan.server_at.remove(0);
+        if let Some((_, wait)) = plan.server_after.first().copied().filter(|&(n, _)| done >= n) {
+            plan.server_after.remove(0);
+            sleep(wait).await;
             kill(&mut processes.server).await?;
-            killed.push(format!("server after {} ms", plan.began.elapsed().as_millis()));
+            killed.push(format!("server {} ms after effect {done}", wait.as_millis()));
             processes.server = spawn_server(args, port, folder)?;
         }
         match timeout(Duration::from_millis(20), run.result()).await {
@@ -204,11 +205,10 @@ async fn one_try(args: &Args, seed: u64, folder: &Path) -> Result<Verdict, Fail>
 
 /// Where the kills fall.
 struct Plan {
-    began: Instant,
     /// Kill the worker once so many effects are in the log.
     worker_after: Vec<usize>,
-    /// Kill the server so long after the start.
-    server_at: Vec<Duration>,
+    /// Kill the server so long after so many effects are in the log.
+    server_after: Vec<(usize, Duration)>,
 }
 
 impl Plan {
@@ -224,10 +224,12 @@ impl Plan {
         while after.len() < kills as usize {
             after.insert(1 + (next() % u64::from(STEPS)) as usize);
         }
-        let mut server_at: Vec<Duration> =
-            (0..server_kills).map(|_| Duration::from_millis(200 + next() % 4_000)).collect();
-        server_at.sort_unstable();
-        Self { began: Instant::now(), worker_after: after.into_iter().collect(), server_at }
+        let hold = u64::try_from(HOLD.as_millis()).unwrap_or(1);
+        let mut server_after: Vec<(usize, Duration)> = (0..server_kills)
+            .map(|_| ((next() % u64::from(STEPS)) as usize, Duration::from_millis(next() % (2 * hold))))
+            .collect();
+        server_after.sort_unstable();
+        Self { worker_after: after.into_iter().collect(), server_after }
     }
 }
 

@@ -44,8 +44,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
     if absent {
         say(Ok("database: the file is not there yet; everstep dev makes it".to_owned()))?;
     } else {
-        match args.database_url.open_read_only().await {
-            Err(error) => say(Err(format!("database: {error:?}")))?,
+        let checked = args.database_url.check().await;
+        let opened = match checked {
+            Ok(()) => args.database_url.open_read_only().await,
+            Err(error) => Err(error),
+        };
+        match opened {
+            Err(error) => say(Err(format!("database: {error}")))?,
             Ok(store) => {
                 say(Ok("database: reachable, at this version's schema".to_owned()))?;
                 match store.now().await {

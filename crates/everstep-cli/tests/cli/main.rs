@@ -2,6 +2,7 @@
 
 mod collector;
 mod crash;
+mod kills;
 mod refusals;
 mod support;
 mod telemetry;

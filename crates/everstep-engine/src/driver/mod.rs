@@ -151,6 +151,7 @@ pub(crate) async fn start(
     dispatch: Arc<dyn Dispatch>,
 ) -> Result<Engine, Error> {
     let now = store.now().await?;
+    let others = dispatch.is_shared() || store.is_shared();
     let (requests, request_rx) = mpsc::channel(REQUESTS_MAX);
     let (internal, internal_rx) = mpsc::unbounded_channel();
     let (lanes, lane_rxs): (Vec<_>, Vec<_>) =
@@ -158,11 +159,11 @@ pub(crate) async fn start(
     let node = Node::new(NodeConfig {
         node_id: config.node_id,
         lease: config.lease,
-        shared: dispatch.is_shared(),
+        shared: others,
         seed: config.seed,
     });
     let shared = Arc::new(Shared {
-        hub: Hub::new(dispatch.is_shared()),
+        hub: Hub::new(others),
         clock: DbClock::new(now),
         requests,
         internal,

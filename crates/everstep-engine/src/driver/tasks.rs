@@ -125,18 +125,18 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey]) {
     {
         shared.feed(Input::TasksFound(tasks));
     }
-    if shared.dispatch.is_shared() {
-        if shared.dispatch.is_connected()
-            && let Ok(tasks) = shared.store.claim_tasks(None, SWEEP_MAX).await
-            && !tasks.is_empty()
-        {
-            shared.feed(Input::TasksFound(tasks));
-        }
-        if let Ok(wakes) = shared.store.stale_wakes(shared.config.node_id, WAKE_AGE, SWEEP_MAX).await
-            && !wakes.is_empty()
-        {
-            shared.feed(Input::WakesStale(wakes));
-        }
+    if shared.dispatch.is_shared()
+        && shared.dispatch.is_connected()
+        && let Ok(tasks) = shared.store.claim_tasks(None, SWEEP_MAX).await
+        && !tasks.is_empty()
+    {
+        shared.feed(Input::TasksFound(tasks));
+    }
+    if (shared.dispatch.is_shared() || shared.store.is_shared())
+        && let Ok(wakes) = shared.store.stale_wakes(shared.config.node_id, WAKE_AGE, SWEEP_MAX).await
+        && !wakes.is_empty()
+    {
+        shared.feed(Input::WakesStale(wakes));
     }
 }
 

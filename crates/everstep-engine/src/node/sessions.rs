@@ -182,6 +182,11 @@ impl Node {
                 }
                 self.add_job(run_id, Job::Look);
             }
+            WorkerIn::Draining => {
+                if let Some(session) = self.sessions.get_mut(&link) {
+                    session.slots = 0;
+                }
+            }
             WorkerIn::Goodbye => {
                 self.out.push(Output::CloseSession { session: id });
                 self.end_link(link);

@@ -116,7 +116,7 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
     match error {
         EngineError::Rejected(rejection) => of_rejection(rejection),
         EngineError::RunNotFound(run) => {
-            with_metadata(reason::RUN_NOT_FOUND, format!("no run '{}'", echo(run)), [("run", echo(run))])
+            with_metadata(reason::RUN_NOT_FOUND, format!("no run {}", echo(run)), [("run", echo(run))])
         }
         EngineError::NamespaceNotFound(name) => namespace_not_found(name),
         EngineError::Store(error) => of_store(error),

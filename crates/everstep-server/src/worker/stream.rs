@@ -118,6 +118,7 @@ fn decode(wire: api::WorkerMessage) -> Result<WorkerIn, InvalidMessage> {
         Some(Message::NeedHistory(api::NeedHistory { run_id, epoch })) => {
             Ok(WorkerIn::NeedHistory { run_id: parse_id("need_history.run_id", &run_id)?, epoch })
         }
+        Some(Message::Draining(api::Draining {})) => Ok(WorkerIn::Draining),
         Some(Message::Goodbye(api::Goodbye {})) => Ok(WorkerIn::Goodbye),
         Some(Message::Hello(_)) => {
             Err(InvalidMessage::new(InvalidKind::Value, "hello", "may only be the first message of a stream"))

@@ -373,6 +373,8 @@ impl Session {
         ended: &mut mpsc::UnboundedReceiver<(RunId, Epoch)>,
     ) {
         self.draining = true;
+        // What is given back must go to another worker, not come again.
+        self.outbox.send(worker_message::Message::Draining(api::Draining {}));
         for held in self.runs.values() {
             let _ = held.to_run.send(RunMessage::Drain);
         }

@@ -59,6 +59,8 @@ pub(super) struct RunTask {
     idle_since: Option<TokioInstant>,
     /// The commit that lets go of the run is under way.
     leaving: bool,
+    /// Blocked or released: the machine stands at an event that it cannot follow.
+    given_up: bool,
     draining: bool,
     /// Database time minus this process's, as far as events tell.
     clock: Option<(i64, Instant)>,
@@ -118,6 +120,7 @@ impl RunTask {
             waiting: BTreeMap::new(),
             idle_since: None,
             leaving: false,
+            given_up: false,
             draining: false,
             clock: None,
             generation,
@@ -273,7 +276,8 @@ impl RunTask {
             if event.seq <= seen {
                 continue;
             }
-            if event.seq != seen + 1 {
+            // A run that was given up is not followed any more; only its end is awaited.
+            if event.seq != seen + 1 && !self.given_up {
                 self.release(format!("event {} came after event {seen}", event.seq));
                 return true;
             }
@@ -306,6 +310,9 @@ impl RunTask {
             };
             if gone {
                 return false;
+            }
+            if self.given_up {
+                continue;
             }
             if !self.apply(&decoded.event) {
                 return true;
@@ -468,11 +475,13 @@ impl RunTask {
         );
         blocked.build_id.clone_from(&self.settings.build_id);
         self.attempts.abort_all();
+        self.given_up = true;
         self.leave(CommitCommand::Block(Box::new(blocked)));
     }
 
     fn release(&mut self, reason: String) {
         self.attempts.abort_all();
+        self.given_up = true;
         self.leave(CommitCommand::Release { reason });
     }
 
