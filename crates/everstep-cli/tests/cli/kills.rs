@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use everstep::{Client, RunHandle};
 use everstep_core::{Event, EventBody};
 use futures::future::try_join_all;
@@ -41,16 +42,6 @@ fn worker(folder: &Path, address: &str) -> anyhow::Result<Running> {
     Running::worker(everstep(folder, &arguments), address)
 }
 
-async fn until(run: &RunHandle<Vec<String>>, point: fn(&EventBody) -> bool) -> anyhow::Result<()> {
-    let mut history = run.history(0, true).await?;
-    while let Some(event) = history.next().await? {
-        if point(&event.body) {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("the run ended before the point was reached")
-}
-
 /// Kills the victim at the point, starts it again, and sees the run through.
 async fn survives(victim: Victim, name: &str, point: fn(&EventBody) -> bool) -> anyhow::Result<()> {
     let folder = folder()?;
@@ -58,12 +49,17 @@ async fn survives(victim: Victim, name: &str, point: fn(&EventBody) -> bool) -> 
     let mut node = server(folder.path(), "127.0.0.1:0").await?;
     let address = node.address.clone();
     let listen = address.trim_start_matches("http://").to_owned();
-    let run = Client::connect(&address)?.workflow("crash-demo").start(&STEPS).await?;
+    let run: RunHandle<Vec<String>> = Client::connect(&address)?.workflow("crash-demo").start(&STEPS).await?;
     let mut working = None;
     if name != "started" {
         working = Some(worker(folder.path(), &address)?);
     }
-    until(&run, point).await?;
+    // The reader goes on behind the kill where it was.
+    let mut history = run.history(0, true).await?;
+    let mut events: Vec<Event> = Vec::new();
+    while !events.last().is_some_and(|event| point(&event.body)) {
+        events.push(history.next().await?.context("the run ended before the point was reached")?);
+    }
     match (victim, working.take()) {
         (Victim::Server, kept) => {
             node.kill_9().await?;
@@ -78,8 +74,6 @@ async fn survives(victim: Victim, name: &str, point: fn(&EventBody) -> bool) -> 
         None => worker(folder.path(), &address)?,
     };
     assert_eq!(run.result().await?.len(), STEPS as usize, "{victim:?} after {name}");
-    let mut history = run.history(0, false).await?;
-    let mut events: Vec<Event> = Vec::new();
     while let Some(event) = history.next().await? {
         events.push(event);
     }

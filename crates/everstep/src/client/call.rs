@@ -8,8 +8,8 @@ use tonic_types::StatusExt;
 
 use crate::ClientError;
 
-/// Tries of a call while the server cannot be reached, in all about 10 s.
-const TRIES: u32 = 8;
+/// Tries of a call while the server cannot be reached; the pauses between them are about 5 s in all.
+pub(super) const TRIES: u32 = 8;
 
 /// Sends a call until it is answered. The request must be safe to repeat.
 pub(super) async fn retrying<T, F, Fut>(call: F) -> Result<T, ClientError>
@@ -21,7 +21,7 @@ where
     loop {
         match call().await {
             Ok(response) => return Ok(response.into_inner()),
-            Err(status) if status.code() == Code::Unavailable && tries + 1 < TRIES => {
+            Err(status) if is_passing(&status) && tries + 1 < TRIES => {
                 tokio::time::sleep(pause(tries)).await;
                 tries += 1;
             }
@@ -38,11 +38,22 @@ pub(crate) fn pause(tries: u32) -> Duration {
     Duration::from_millis(full - jitter)
 }
 
+/// True when the same request may be answered a moment later, by this server or another.
+pub(super) fn is_passing(status: &Status) -> bool {
+    status.code() == Code::Unavailable || is_broken(status)
+}
+
+/// True when no server has said this: the connection broke, however far the answer had come.
+fn is_broken(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+        && status.get_error_details().error_info().is_none()
+}
+
 /// What a status says.
 pub(crate) fn refused(status: Status) -> ClientError {
     let details = status.get_error_details();
     let info = details.error_info();
-    if info.is_none() && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) {
+    if is_broken(&status) {
         return ClientError::Unreachable(deepest(&status));
     }
     let violations = details

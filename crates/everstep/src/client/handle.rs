@@ -8,7 +8,7 @@ use everstep_proto::{api, wire};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::call::{refused, retrying};
+use super::call::{TRIES, is_passing, pause, refused, retrying};
 use super::{Client, new_request_id};
 use crate::{ClientError, RunError, payload};
 
@@ -176,23 +176,40 @@ impl<R: DeserializeOwned> RunHandle<R> {
         )
     }
 
-    /// The run's events after `after`, as a stream; with `follow`, until the run ends.
+    /// The run's events after `after`, as a stream; with `follow`, until the run ends. It goes on where it was
+    /// when the connection breaks.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn history(&self, after: u64, follow: bool) -> Result<HistoryStream, ClientError> {
         let request =
             api::GetHistoryRequest { run: Some(self.run.clone()), after_seq: after, follow, limit: 0 };
-        let stream = self.client.runs().get_history(request).await.map_err(refused)?.into_inner();
-        Ok(HistoryStream { stream, page: Vec::new().into_iter() })
+        let stream = open_history(&self.client, &request).await?;
+        let client = self.client.clone();
+        Ok(HistoryStream { client, request, stream, page: Vec::new().into_iter(), tries: 0 })
     }
 }
+
+async fn open_history(client: &Client, request: &api::GetHistoryRequest) -> Result<Pages, ClientError> {
+    retrying(|| {
+        let (mut runs, request) = (client.runs(), request.clone());
+        async move { runs.get_history(request).await }
+    })
+    .await
+}
+
+type Pages = tonic::Streaming<api::GetHistoryResponse>;
 
 /// Events of a run, in order.
 #[derive(Debug)]
 pub struct HistoryStream {
-    stream: tonic::Streaming<api::GetHistoryResponse>,
+    client: Client,
+    /// What would bring the events that are still to come.
+    request: api::GetHistoryRequest,
+    stream: Pages,
     page: std::vec::IntoIter<everstep_proto::history::Event>,
+    /// Connections that broke since the last event.
+    tries: u32,
 }
 
 impl HistoryStream {
@@ -204,11 +221,18 @@ impl HistoryStream {
         loop {
             if let Some(event) = self.page.next() {
                 let decoded = wire::decode_event(event).map_err(|e| ClientError::Protocol(e.to_string()))?;
+                (self.request.after_seq, self.tries) = (decoded.event.seq, 0);
                 return Ok(Some(decoded.event));
             }
-            match self.stream.message().await.map_err(refused)? {
-                Some(page) => self.page = page.events.into_iter(),
-                None => return Ok(None),
+            match self.stream.message().await {
+                Ok(Some(page)) => self.page = page.events.into_iter(),
+                Ok(None) => return Ok(None),
+                Err(status) if is_passing(&status) && self.tries < TRIES => {
+                    tokio::time::sleep(pause(self.tries)).await;
+                    self.tries += 1;
+                    self.stream = open_history(&self.client, &self.request).await?;
+                }
+                Err(status) => return Err(refused(status)),
             }
         }
     }
