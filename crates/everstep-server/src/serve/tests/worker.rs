@@ -154,3 +154,72 @@ async fn goodbye_ends_the_stream() {
     assert!(matches!(end.code(), Code::Ok | Code::Unavailable), "{end:?}");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_token_that_names_no_open_session_takes_over_nothing() {
+    let server = start().await;
+    let mut owner = server.worker().await;
+    let run_id = server.start_run("order-1").await;
+    let run = owner.activated().await;
+    let forged = server
+        .worker_with(api::Hello { session_token: "s1.letmein".to_owned(), ..hello() })
+        .await
+        .err()
+        .unwrap();
+    assert_eq!((forged.code(), reason(&forged).as_str()), (Code::InvalidArgument, "INVALID_SESSION_TOKEN"));
+    // Well formed, but of a session that never was: it gets a session of its own, and what it claims to hold
+    // is taken from it.
+    let token = "s1.01890a5dac96774bbcceb302099a8057".to_owned();
+    let held = vec![api::HeldRun { run_id: run_id.clone(), epoch: run.epoch, seen_seq: 1 }];
+    let claims = api::Hello { session_token: token.clone(), held, ..hello() };
+    let mut claimer = server.stream(In::Hello(claims)).await.unwrap();
+    let Some(Out::Welcome(welcome)) = claimer.next().await.unwrap() else { panic!() };
+    assert!(!welcome.resumed);
+    assert_ne!(welcome.session_token, token);
+    // The owner is not disturbed.
+    let seen = run.events.last().unwrap().seq;
+    owner.send(commit(&run_id, run.epoch, 1, seen, complete_step(1, "1"))).await;
+    assert_eq!(owner.committed(1).await.len(), 1);
+    drop((owner, claimer));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_commit_to_a_closed_run_is_refused_and_changes_nothing() {
+    let server = start().await;
+    let mut worker = server.worker().await;
+    let run_id = server.start_run("order-1").await;
+    let run = worker.activated().await;
+    let seen = run.events.last().unwrap().seq;
+    let stop = api::TerminateRunRequest { run: of_workflow("order-1"), ..Default::default() };
+    server.runs().terminate_run(stop).await.unwrap();
+    worker.send(commit(&run_id, run.epoch, 1, seen, complete_step(1, "1"))).await;
+    let refused = loop {
+        if let Out::Rejected(rejected) = worker.next().await.unwrap().unwrap() {
+            break rejected;
+        }
+    };
+    assert!(refused.evicted, "{refused:?}");
+    assert!(["RUN_CLOSED", "FENCED"].contains(&refused.reason.as_str()), "{refused:?}");
+    let shown = server.runs().get_run(api::GetRunRequest { run: of_workflow("order-1") }).await.unwrap();
+    let shown = shown.into_inner().run.unwrap();
+    assert_eq!((shown.status(), shown.history_events), (api::RunStatus::Terminated, seen + 1));
+    drop(worker);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn workers_of_one_identity_both_work() {
+    let server = start().await;
+    let one_slot = || api::Hello { run_slots: 1, ..hello() };
+    let mut first = server.worker_with(one_slot()).await.unwrap();
+    let mut second = server.worker_with(one_slot()).await.unwrap();
+    let started = [server.start_run("order-1").await, server.start_run("order-2").await];
+    let mut taken = [first.activated().await.run_id, second.activated().await.run_id];
+    taken.sort_unstable();
+    let mut started = started.to_vec();
+    started.sort_unstable();
+    assert_eq!(taken.to_vec(), started);
+    drop((first, second));
+    server.stop().await;
+}
