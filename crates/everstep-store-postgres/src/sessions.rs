@@ -21,9 +21,9 @@ impl Sessions for PostgresStore {
             "INSERT INTO sessions AS s (session_id, node_id, namespace, identity, build_id, opened_at, lease_until)
              VALUES ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp() + $6 * interval '1 microsecond')
              ON CONFLICT (session_id) DO UPDATE
-                SET node_id = excluded.node_id, namespace = excluded.namespace, identity = excluded.identity,
+                SET node_id = excluded.node_id, identity = excluded.identity,
                     build_id = excluded.build_id, lease_until = excluded.lease_until
-              WHERE s.closed_at IS NULL
+              WHERE s.closed_at IS NULL AND s.namespace = excluded.namespace
              RETURNING lease_until",
         )
         .bind(session.session_id.uuid())

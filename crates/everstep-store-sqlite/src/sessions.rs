@@ -24,10 +24,9 @@ impl Sessions for SqliteStore {
                         "INSERT INTO sessions (session_id, node_id, namespace, identity, build_id, lease_until,
                                                opened_at) VALUES (?, ?, ?, ?, ?, ?, ?)
                              ON CONFLICT (session_id) DO UPDATE SET
-                                 node_id = excluded.node_id, namespace = excluded.namespace,
-                                 identity = excluded.identity, build_id = excluded.build_id,
-                                 lease_until = excluded.lease_until
-                               WHERE closed_at IS NULL",
+                                 node_id = excluded.node_id, identity = excluded.identity,
+                                 build_id = excluded.build_id, lease_until = excluded.lease_until
+                               WHERE closed_at IS NULL AND namespace = excluded.namespace",
                     )
                     .bind(session.session_id.uuid())
                     .bind(session.node_id.uuid())

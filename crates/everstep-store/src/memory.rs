@@ -127,7 +127,8 @@ impl MemoryStore {
     pub fn open_session_sync(&self, session: &SessionRow) -> Option<Timestamp> {
         let until = (self.clock)().after(session.lease);
         let mut tables = self.lock();
-        if tables.sessions.get(&session.session_id).is_some_and(|(_, _, closed)| *closed) {
+        let taken = |(row, _, closed): &(SessionRow, _, bool)| *closed || row.namespace != session.namespace;
+        if tables.sessions.get(&session.session_id).is_some_and(taken) {
             return None;
         }
         tables.sessions.insert(session.session_id, (session.clone(), until, false));

@@ -90,7 +90,7 @@ pub trait Catalog: Send + Sync + 'static {
 #[async_trait]
 pub trait Sessions: Send + Sync + 'static {
     /// Opens a session, or moves an open one to another node and renews it. `None` when that session is
-    /// closed already, else the new end of its lease.
+    /// closed already or of another namespace, else the new end of its lease.
     ///
     /// # Errors
     /// [`Error::Unavailable`], as all methods of this trait.

@@ -23,6 +23,8 @@ pub async fn a_session_is_opened_renewed_moved_and_closed(subject: &Subject) {
     assert!(renewed > until, "{renewed:?} is later than {until:?}");
     let moved = SessionRow { node_id: session_row(id, HOUR).node_id, ..session.clone() };
     assert!(ok(store.open_session(&moved).await).is_some(), "moved to another node");
+    let elsewhere = SessionRow { namespace: "elsewhere".to_owned(), ..session.clone() };
+    assert_eq!(ok(store.open_session(&elsewhere).await), None, "of another namespace");
     assert!(ok(store.close_session(id).await));
     assert!(!ok(store.close_session(id).await), "closed once");
     assert_eq!(ok(store.renew_session(id, HOUR).await), None, "closed");

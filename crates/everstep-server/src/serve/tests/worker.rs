@@ -167,15 +167,15 @@ async fn a_token_that_names_no_open_session_takes_over_nothing() {
         .err()
         .unwrap();
     assert_eq!((forged.code(), reason(&forged).as_str()), (Code::InvalidArgument, "INVALID_SESSION_TOKEN"));
-    // Well formed, but of a session that never was: it gets a session of its own, and what it claims to hold
-    // is taken from it.
+    // Well formed, but of a session that owns nothing: what it claims to hold is taken from it.
     let token = "s1.01890a5dac96774bbcceb302099a8057".to_owned();
     let held = vec![api::HeldRun { run_id: run_id.clone(), epoch: run.epoch, seen_seq: 1 }];
     let claims = api::Hello { session_token: token.clone(), held, ..hello() };
     let mut claimer = server.stream(In::Hello(claims)).await.unwrap();
     let Some(Out::Welcome(welcome)) = claimer.next().await.unwrap() else { panic!() };
-    assert!(!welcome.resumed);
-    assert_ne!(welcome.session_token, token);
+    assert_eq!(welcome.session_token, token);
+    let Some(Out::Evict(evict)) = claimer.next().await.unwrap() else { panic!() };
+    assert_eq!(evict.run_id, run_id);
     // The owner is not disturbed.
     let seen = run.events.last().unwrap().seq;
     owner.send(commit(&run_id, run.epoch, 1, seen, complete_step(1, "1"))).await;
