@@ -158,42 +158,58 @@ macro_rules! __join {
 #[macro_export]
 macro_rules! select {
     ($($pattern:pat = $future:expr => $arm:expr),+ $(,)?) => {
-        $crate::__select!(@ [] $(($pattern, $future, $arm))+)
+        $crate::__select!(@arms $crate::__select!(@future $($future),+).await; [] [] $(($pattern, $arm))+)
+    };
+}
+
+/// Nests any number of arms: Either by Either, so that each keeps its own type.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __select {
+    (@future $future:expr) => { ::std::future::IntoFuture::into_future($future) };
+    (@future $future:expr, $($rest:expr),+) => {
+        $crate::select2(::std::future::IntoFuture::into_future($future), $crate::__select!(@future $($rest),+))
+    };
+    // An arm's pattern is within a Right for each arm before it, and a Left unless it is the last.
+    (@arms $value:expr; [$($done:tt)*] [$($right:tt)*] ($pattern:pat, $arm:expr)) => {
+        match $value { $($done)* $crate::__either!([$($right)*] last $pattern) => $arm }
+    };
+    (@arms $value:expr; [$($done:tt)*] [$($right:tt)*] ($pattern:pat, $arm:expr) $($rest:tt)+) => {
+        $crate::__select!(@arms $value;
+            [$($done)* $crate::__either!([$($right)*] left $pattern) => $arm,] [$($right)* right] $($rest)+)
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __select {
-    // One arm left to nest: Either by Either, so that each keeps its own type.
-    (@ [] ($p1:pat, $f1:expr, $a1:expr)) => {{
-        let $p1 = ::std::future::IntoFuture::into_future($f1).await;
-        $a1
-    }};
-    (@ [] ($p1:pat, $f1:expr, $a1:expr) ($p2:pat, $f2:expr, $a2:expr)) => {
-        match $crate::select2(
-            ::std::future::IntoFuture::into_future($f1),
-            ::std::future::IntoFuture::into_future($f2),
-        )
-        .await
-        {
-            $crate::Either::Left($p1) => $a1,
-            $crate::Either::Right($p2) => $a2,
+macro_rules! __either {
+    ([] last $pattern:pat) => { $pattern };
+    ([] left $pattern:pat) => { $crate::Either::Left($pattern) };
+    ([right $($right:tt)*] $($rest:tt)+) => { $crate::Either::Right($crate::__either!([$($right)*] $($rest)+)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    async fn when(it: bool) -> u32 {
+        if it { ready(7).await } else { pending().await }
+    }
+
+    #[tokio::test]
+    async fn the_first_that_is_ready_wins_among_any_number() {
+        for wanted in 0..5 {
+            let won = crate::select! {
+                seven = when(wanted == 0) => (0, seven),
+                seven = when(wanted == 1) => (1, seven),
+                seven = when(wanted == 2) => (2, seven),
+                seven = when(wanted == 3) => (3, seven),
+                seven = when(wanted == 4) => (4, seven),
+            };
+            assert_eq!(won, (wanted, 7));
         }
-    };
-    (@ [] ($p1:pat, $f1:expr, $a1:expr) ($p2:pat, $f2:expr, $a2:expr) ($p3:pat, $f3:expr, $a3:expr)) => {
-        match $crate::select2(
-            ::std::future::IntoFuture::into_future($f1),
-            $crate::select2(
-                ::std::future::IntoFuture::into_future($f2),
-                ::std::future::IntoFuture::into_future($f3),
-            ),
-        )
-        .await
-        {
-            $crate::Either::Left($p1) => $a1,
-            $crate::Either::Right($crate::Either::Left($p2)) => $a2,
-            $crate::Either::Right($crate::Either::Right($p3)) => $a3,
-        }
-    };
+        let first = crate::select! { a = ready(1) => a, b = ready(2) => b, _ = pending::<()>() => 3 };
+        assert_eq!(first, 1, "the first in the list if several are");
+        assert_eq!(crate::select! { only = ready(1) => only }, 1);
+    }
 }
