@@ -83,7 +83,7 @@ impl PostgresStore {
                     let won = winners.contains(&run.run_id.uuid());
                     (*index, if won { Verdict::Committed } else { Verdict::Conflict })
                 };
-                (Some(now), part.iter().map(verdict).collect())
+                (now, part.iter().map(verdict).collect())
             }
             // What fails for reasons of the connection would fail for every half.
             Err(error @ (Error::Unavailable(_) | Error::OutcomeUnknown(_) | Error::Exhausted(_))) => {
@@ -99,7 +99,7 @@ impl PostgresStore {
         }
     }
 
-    async fn execute(&self, runs: &[&RunAppend]) -> Result<(Timestamp, Vec<Uuid>), Error> {
+    async fn execute(&self, runs: &[&RunAppend]) -> Result<(Option<Timestamp>, Vec<Uuid>), Error> {
         let mut tries = 0;
         loop {
             let mut appender = self.appenders.take().await?;
@@ -155,11 +155,11 @@ async fn group_on(connection: &mut PgConnection, group: &Append) -> Result<Optio
             other => other,
         });
         let (now, winners) = done?;
-        last = now;
         if winners.is_empty() {
             transaction.rollback().await.map_err(before)?;
             return Ok(None);
         }
+        last = last.max(now.unwrap_or_default());
     }
     transaction.commit().await.map_err(after)?;
     Ok(Some(last))

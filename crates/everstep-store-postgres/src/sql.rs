@@ -7,18 +7,64 @@
 //! run, so that two nodes meet in the same order. `{events}` is the table or its one partition that matters;
 //! each `?` is the next parameter.
 
-pub(crate) const COLUMNS: &str = "run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, \
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+/// Texts that are kept; a day has a few dozen.
+const TEXTS_MAX: usize = 512;
+
+static TEXTS: RwLock<BTreeMap<(Parts, Day), Arc<str>>> = RwLock::new(BTreeMap::new());
+
+/// A day as yyyymmdd, whose partition is meant; none for all.
+pub(crate) type Day = Option<u32>;
+
+/// A part of the statement. They stand in this order, and so do their parameters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    Lone,
+    One,
+    First,
+    Many,
+    Claimed,
+    Inserted { later: bool, claims: bool },
+    Requests,
+    Payloads,
+    Runs,
+    TimersSet,
+    TimersDeleted,
+    TasksSet,
+    TasksDeleted,
+    WakesSet,
+    WakesDeleted,
+    Answer,
+}
+
+/// Which parts a statement has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Parts(u32);
+
+const COLUMNS: &str = "run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, \
                                   encoding, payload, payload_hash";
 
 /// One event.
-pub(crate) const INPUT_ONE: &str = "WITH input AS (
+const INPUT_ONE: &str = "WITH input AS (
     SELECT ?::uuid AS run_id, ?::bigint AS seq, ?::timestamptz AS at, ?::int AS epoch, ?::int AS step_id,
            ?::int AS attempt, ?::uuid AS command_id, ?::text AS kind, ?::text AS step, ?::text AS actor,
            ?::text AS attrs, ?::text AS encoding, ?::bytea AS payload, ?::bytea AS payload_hash
 )";
 
+/// One event and nothing beside it, without a part that the executor would have to carry through.
+const LONE: &str = "INSERT INTO {events} (run_id, seq, at, epoch, step_id, attempt, command_id, kind, step,
+                                  actor, attrs, encoding, payload, payload_hash)
+    SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+     WHERE (SELECT true FROM {events} p WHERE p.run_id = $1 AND p.seq = $2 - 1)
+    ON CONFLICT DO NOTHING
+    RETURNING clock_timestamp() AS now, ARRAY[run_id] AS winners";
+
 /// One event of each run.
-pub(crate) const INPUT_FIRST: &str = "WITH input AS (
+const INPUT_FIRST: &str = "WITH input AS (
     SELECT * FROM unnest(?::uuid[], ?::bigint[], ?::timestamptz[], ?::int[], ?::int[], ?::int[], ?::uuid[], ?::text[],
                          ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::bytea[])
            AS t(run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, encoding, payload,
@@ -26,7 +72,7 @@ pub(crate) const INPUT_FIRST: &str = "WITH input AS (
 )";
 
 /// Events of which some are not the first of their run.
-pub(crate) const INPUT: &str = "WITH input AS (
+const INPUT: &str = "WITH input AS (
     SELECT * FROM unnest(?::uuid[], ?::bigint[], ?::timestamptz[], ?::int[], ?::int[], ?::int[], ?::uuid[], ?::text[],
                          ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::bytea[], ?::bool[])
            AS t(run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, encoding, payload,
@@ -34,7 +80,7 @@ pub(crate) const INPUT: &str = "WITH input AS (
 )";
 
 /// The claims of workflow ids.
-pub(crate) const CLAIMED: &str = ", claims AS (
+const CLAIMED: &str = ", claims AS (
     SELECT * FROM unnest(?::uuid[], ?::text[], ?::text[], ?::uuid[], ?::text[], ?::bytea[])
            AS c(run_id, namespace, workflow_id, expected, request_id, body_hash)
 ), claimed AS (
@@ -56,7 +102,7 @@ pub(crate) const CLAIMED: &str = ", claims AS (
 const PREDECESSOR: &str = "(SELECT true FROM {events} p WHERE p.run_id = i.run_id AND p.seq = i.seq - 1)";
 
 /// The events; `later` when some are not the first of their run, `claims` when some are the first of all.
-pub(crate) fn inserted(later: bool, claims: bool) -> String {
+fn inserted(later: bool, claims: bool) -> String {
     let first = if later { "i.first AND " } else { "" };
     let admitted = if claims {
         format!(
@@ -89,7 +135,7 @@ pub(crate) fn inserted(later: bool, claims: bool) -> String {
 const WON: &str = "ANY (ARRAY(SELECT run_id FROM first))";
 
 /// The parts beside the events, each for the runs that won: `{won}` is those.
-pub(crate) mod beside {
+mod beside {
     pub(crate) const REQUESTS: &str = ", requested AS (
     INSERT INTO start_requests (run_id, namespace, workflow_id, request_id, body_hash)
     SELECT c.run_id, c.namespace, c.workflow_id, c.request_id, c.body_hash FROM claims c WHERE c.run_id = {won}
@@ -169,18 +215,113 @@ pub(crate) mod beside {
 }
 
 /// The answer: database time and the winners.
-pub(crate) const ANSWER: &str =
-    "\nSELECT clock_timestamp() AS now, ARRAY(SELECT run_id FROM first) AS winners";
+const ANSWER: &str = "\nSELECT clock_timestamp() AS now, ARRAY(SELECT run_id FROM first) AS winners";
+
+impl Part {
+    const fn bit(self) -> u32 {
+        1 << match self {
+            Self::Lone => 0,
+            Self::One => 1,
+            Self::First => 2,
+            Self::Many => 3,
+            Self::Claimed => 4,
+            Self::Inserted { later: false, claims: false } => 5,
+            Self::Inserted { later: true, claims: false } => 6,
+            Self::Inserted { later: false, claims: true } => 7,
+            Self::Inserted { later: true, claims: true } => 8,
+            Self::Requests => 9,
+            Self::Payloads => 10,
+            Self::Runs => 11,
+            Self::TimersSet => 12,
+            Self::TimersDeleted => 13,
+            Self::TasksSet => 14,
+            Self::TasksDeleted => 15,
+            Self::WakesSet => 16,
+            Self::WakesDeleted => 17,
+            Self::Answer => 18,
+        }
+    }
+
+    /// All of them, in order.
+    const ALL: [Self; 19] = [
+        Self::Lone,
+        Self::One,
+        Self::First,
+        Self::Many,
+        Self::Claimed,
+        Self::Inserted { later: false, claims: false },
+        Self::Inserted { later: true, claims: false },
+        Self::Inserted { later: false, claims: true },
+        Self::Inserted { later: true, claims: true },
+        Self::Requests,
+        Self::Payloads,
+        Self::Runs,
+        Self::TimersSet,
+        Self::TimersDeleted,
+        Self::TasksSet,
+        Self::TasksDeleted,
+        Self::WakesSet,
+        Self::WakesDeleted,
+        Self::Answer,
+    ];
+
+    fn write(self, text: &mut String) {
+        text.push_str(match self {
+            Self::Lone => LONE,
+            Self::One => INPUT_ONE,
+            Self::First => INPUT_FIRST,
+            Self::Many => INPUT,
+            Self::Claimed => CLAIMED,
+            Self::Inserted { later, claims } => return text.push_str(&inserted(later, claims)),
+            Self::Requests => beside::REQUESTS,
+            Self::Payloads => beside::PAYLOADS,
+            Self::Runs => beside::RUNS,
+            Self::TimersSet => beside::TIMERS_SET,
+            Self::TimersDeleted => beside::TIMERS_DELETED,
+            Self::TasksSet => beside::TASKS_SET,
+            Self::TasksDeleted => beside::TASKS_DELETED,
+            Self::WakesSet => beside::WAKES_SET,
+            Self::WakesDeleted => beside::WAKES_DELETED,
+            Self::Answer => ANSWER,
+        });
+    }
+}
+
+impl Parts {
+    pub(crate) fn add(&mut self, part: Part) {
+        debug_assert!(self.0 < part.bit(), "{part:?} is out of order");
+        self.0 |= part.bit();
+    }
+
+    /// The statement's text; put together once.
+    pub(crate) fn text(self, day: Day) -> SqlStr {
+        let known = TEXTS.read().unwrap_or_else(PoisonError::into_inner).get(&(self, day)).cloned();
+        let text = known.unwrap_or_else(|| {
+            let mut parts = String::new();
+            Part::ALL.iter().filter(|part| self.0 & part.bit() != 0).for_each(|part| part.write(&mut parts));
+            let text: Arc<str> = finish(&parts, day).into();
+            let mut texts = TEXTS.write().unwrap_or_else(PoisonError::into_inner);
+            if texts.len() >= TEXTS_MAX {
+                texts.clear();
+            }
+            texts.insert((self, day), Arc::clone(&text));
+            text
+        });
+        // Made of this crate's constants and a number; all else is bound.
+        AssertSqlSafe(text).into_sql_str()
+    }
+}
 
 /// Fills in the tables, and numbers the parameters.
-pub(crate) fn finish(parts: &str, events: &str) -> String {
+fn finish(parts: &str, day: Day) -> String {
+    let events = day.map_or("events".to_owned(), |day| format!("events_{day:08}"));
     let (mut text, mut number) = (String::with_capacity(parts.len() + 256), 0);
     let mut rest = parts;
     while let Some(at) = rest.find(['?', '{']) {
         text.push_str(&rest[..at]);
         rest = &rest[at..];
         if let Some(after) = rest.strip_prefix("{events}") {
-            text.push_str(events);
+            text.push_str(&events);
             rest = after;
         } else if let Some(after) = rest.strip_prefix("{won}") {
             text.push_str(WON);
@@ -201,13 +342,23 @@ mod tests {
 
     #[test]
     fn parameters_are_numbered_in_order() {
-        let parts = format!("{INPUT_ONE}{}{ANSWER}", inserted(false, false));
-        let text = finish(&parts, "events_20261121");
+        let mut parts = Parts::default();
+        for part in [Part::One, Part::Inserted { later: false, claims: false }, Part::Answer] {
+            parts.add(part);
+        }
+        let text = parts.text(Some(20_261_121));
+        let text = text.as_str();
         assert!(
             text.contains("$1::uuid AS run_id, $2::bigint AS seq") && text.contains("$14::bytea"),
             "{text}"
         );
         assert!(text.contains("INSERT INTO events_20261121 (run_id"), "{text}");
         assert!(!text.contains(['?', '{', '}']), "{text}");
+        assert!(parts.text(None).as_str().contains("INSERT INTO events (run_id"));
+    }
+
+    #[test]
+    fn parts_stand_in_the_order_of_their_bits() {
+        assert!(Part::ALL.iter().zip(0..).all(|(part, n)| part.bit() == 1 << n));
     }
 }

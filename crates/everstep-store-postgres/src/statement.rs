@@ -2,28 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use everstep_core::{RunRow, TimerKey, Timestamp, Write};
 use everstep_proto::row::EventRow;
 use everstep_store::{Error, RunAppend, StartClaim};
 use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::{Arguments, AssertSqlSafe, Encode, Postgres, Row, Type};
+use sqlx::{Arguments, Encode, Postgres, Row, Type};
 use uuid::Uuid;
 
 use crate::error::{after, before};
 use crate::rows::{INLINE_BYTES_MAX, from_db, hash_of, to_db};
-use crate::sql::{self, beside};
+use crate::sql::{Day, Part, Parts};
 
 /// Appends the runs, each named once and in order, in one statement.
 ///
-/// Gives database time and the runs that were appended to.
+/// Gives database time, unless nothing was appended, and the runs that were appended to.
 ///
 /// # Errors
 /// As [`after`].
 pub(crate) async fn append(
     connection: &mut PgConnection,
     runs: &[&RunAppend],
-) -> Result<(Timestamp, Vec<Uuid>), Error> {
+) -> Result<(Option<Timestamp>, Vec<Uuid>), Error> {
     let mut events = Events::default();
     let mut rest = Beside::default();
     for run in runs {
@@ -31,36 +31,39 @@ pub(crate) async fn append(
         rest.add(run);
     }
     rest.payloads = std::mem::take(&mut events.large);
-    let table = table_of(&events.run_id);
+    let day = day_of(&events.run_id);
     let mut statement = Statement::default();
-    events.bind(&mut statement, !rest.claims.is_empty(), |s| rest.bind_claims(s)).map_err(before)?;
-    rest.bind(&mut statement).map_err(before)?;
-    statement.parts.push_str(sql::ANSWER);
-    // Made of this crate's constants and the name of a partition; all else is bound.
-    let text = AssertSqlSafe(sql::finish(&statement.parts, &table));
-    let row = sqlx::query_with(text, statement.arguments).fetch_one(connection).await.map_err(after)?;
+    if events.run_id.len() == 1 && rest.is_empty() {
+        statement.parts.add(Part::Lone);
+        events.bind_columns(&mut statement).map_err(before)?;
+    } else {
+        events.bind(&mut statement, !rest.claims.is_empty(), |s| rest.bind_claims(s)).map_err(before)?;
+        rest.bind(&mut statement).map_err(before)?;
+        statement.parts.add(Part::Answer);
+    }
+    let Statement { parts, arguments } = statement;
+    let row = sqlx::query_with(parts.text(day), arguments).fetch_optional(connection).await;
+    let Some(row) = row.map_err(after)? else { return Ok((None, Vec::new())) };
     let now: DateTime<Utc> = row.try_get(0).map_err(after)?;
-    Ok((from_db(now), row.try_get(1).map_err(after)?))
+    Ok((Some(from_db(now)), row.try_get(1).map_err(after)?))
 }
 
-/// The partition in which all of the runs are, or the table when they are of several days: naming it spares
-/// Postgres from locking and ruling out all the others in each statement.
-fn table_of(sorted: &[Uuid]) -> String {
+/// The day on which all of the runs began, if it is one: naming its partition spares Postgres from locking and
+/// ruling out all the others in each statement.
+fn day_of(sorted: &[Uuid]) -> Day {
     let day = |run: Option<&Uuid>| {
         let (seconds, nanos) = run?.get_timestamp()?.to_unix();
-        let at = DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?;
-        Some(at.format("events_%Y%m%d").to_string())
+        let date = DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)?.date_naive();
+        Some(u32::try_from(date.year()).ok()? * 10_000 + date.month() * 100 + date.day())
     };
-    match (day(sorted.first()), day(sorted.last())) {
-        (Some(first), Some(last)) if first == last => first,
-        _ => "events".to_owned(),
-    }
+    let first = day(sorted.first())?;
+    (day(sorted.last()) == Some(first)).then_some(first)
 }
 
 /// Parts and arguments, in the same order.
 #[derive(Default)]
 struct Statement {
-    parts: String,
+    parts: Parts,
     arguments: PgArguments,
 }
 
@@ -157,17 +160,17 @@ impl Events {
     ) -> Bound {
         let later = self.first.contains(&false);
         let input = match (self.run_id.len(), later) {
-            (1, _) => sql::INPUT_ONE,
-            (_, false) => sql::INPUT_FIRST,
-            (_, true) => sql::INPUT,
+            (1, _) => Part::One,
+            (_, false) => Part::First,
+            (_, true) => Part::Many,
         };
-        statement.parts.push_str(input);
+        statement.parts.add(input);
         self.bind_columns(statement)?;
         if later {
             statement.bind(self.first)?;
         }
         bind_claims(statement)?;
-        statement.parts.push_str(&sql::inserted(later, claims));
+        statement.parts.add(Part::Inserted { later, claims });
         Ok(())
     }
 }
@@ -193,6 +196,18 @@ fn signed(seq: u64) -> i64 {
 }
 
 impl Beside {
+    fn is_empty(&self) -> bool {
+        let Self { claims, payloads, rows, timers, timers_cleared, tasks, wakes_set, wakes_deleted } = self;
+        claims.is_empty()
+            && payloads.is_empty()
+            && rows.is_empty()
+            && timers.is_empty()
+            && timers_cleared.is_empty()
+            && tasks.is_empty()
+            && wakes_set.is_empty()
+            && wakes_deleted.is_empty()
+    }
+
     fn add(&mut self, run: &RunAppend) {
         let id = run.run_id.uuid();
         self.claims.extend(run.start.iter().map(|claim| (id, claim.clone())));
@@ -242,7 +257,7 @@ impl Beside {
         if claims.is_empty() {
             return Ok(());
         }
-        statement.parts.push_str(sql::CLAIMED);
+        statement.parts.add(Part::Claimed);
         statement.column(claims, |c| c.0)?;
         statement.column(claims, |c| c.1.namespace.clone())?;
         statement.column(claims, |c| c.1.workflow_id.clone())?;
@@ -254,11 +269,11 @@ impl Beside {
     /// Everything but the claims.
     fn bind(self, statement: &mut Statement) -> Bound {
         if !self.claims.is_empty() {
-            statement.parts.push_str(beside::REQUESTS);
+            statement.parts.add(Part::Requests);
         }
         let payloads = &self.payloads[..];
         if !payloads.is_empty() {
-            statement.parts.push_str(beside::PAYLOADS);
+            statement.parts.add(Part::Payloads);
             statement.column(payloads, |p| p.0)?;
             statement.column(payloads, |p| p.1.clone())?;
             statement.column(payloads, |p| p.2.clone())?;
@@ -269,12 +284,12 @@ impl Beside {
         let wakes: Vec<(Uuid, i64)> = self.wakes_set.into_iter().collect();
         let seen: Vec<(Uuid, i64)> = self.wakes_deleted.into_iter().collect();
         if !wakes.is_empty() {
-            statement.parts.push_str(beside::WAKES_SET);
+            statement.parts.add(Part::WakesSet);
             statement.column(&wakes, |w| w.0)?;
             statement.column(&wakes, |w| w.1)?;
         }
         if !seen.is_empty() {
-            statement.parts.push_str(beside::WAKES_DELETED);
+            statement.parts.add(Part::WakesDeleted);
             statement.column(&seen, |w| w.0)?;
             statement.column(&seen, |w| w.1)?;
             statement.column(&wakes, |w| w.0)?;
@@ -288,7 +303,7 @@ fn bind_rows(statement: &mut Statement, rows: &[RunRow]) -> Bound {
     if rows.is_empty() {
         return Ok(());
     }
-    statement.parts.push_str(beside::RUNS);
+    statement.parts.add(Part::Runs);
     statement.column(rows, |r| r.run_id.uuid())?;
     statement.column(rows, |r| r.namespace.clone())?;
     statement.column(rows, |r| r.workflow_id.clone())?;
@@ -319,14 +334,14 @@ fn bind_timers(
     }
     deleted.extend(cleared.into_iter().map(|run| (run, None, None)));
     if !set.is_empty() {
-        statement.parts.push_str(beside::TIMERS_SET);
+        statement.parts.add(Part::TimersSet);
         statement.column(&set, |t| t.0)?;
         statement.column(&set, |t| t.1)?;
         statement.column(&set, |t| t.2)?;
         statement.column(&set, |t| t.3)?;
     }
     if !deleted.is_empty() {
-        statement.parts.push_str(beside::TIMERS_DELETED);
+        statement.parts.add(Part::TimersDeleted);
         statement.column(&deleted, |t| t.0)?;
         statement.column(&deleted, |t| t.1)?;
         statement.column(&deleted, |t| t.2)?;
@@ -346,13 +361,13 @@ fn bind_tasks(statement: &mut Statement, tasks: BTreeMap<Uuid, Option<(String, S
         }
     }
     if !set.is_empty() {
-        statement.parts.push_str(beside::TASKS_SET);
+        statement.parts.add(Part::TasksSet);
         statement.column(&set, |t| t.0)?;
         statement.column(&set, |t| t.1.clone())?;
         statement.column(&set, |t| t.2.clone())?;
     }
     if !deleted.is_empty() {
-        statement.parts.push_str(beside::TASKS_DELETED);
+        statement.parts.add(Part::TasksDeleted);
         statement.bind(deleted)?;
     }
     Ok(())

@@ -39,7 +39,8 @@ static FIND_STARTED: ManyRows = ManyRows::new(
                       WHERE namespace = column2 AND workflow_id = column3 AND request_id = column4)",
 );
 /// One event behind another, as a transaction of its own: one hop to the connection's thread instead of three.
-const LONE_EVENT: &str = "INSERT INTO events (run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor,
+const LONE_EVENT: &str =
+    "INSERT INTO events (run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor,
          attrs, encoding, payload, payload_hash)
      SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14
       WHERE EXISTS (SELECT 1 FROM events WHERE run_id = ?1 AND seq = ?2 - 1)
