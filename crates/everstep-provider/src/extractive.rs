@@ -69,6 +69,9 @@ pub(crate) fn summarize(text: &str, count: usize) -> Result<String, ProviderErro
         return Err(ProviderError::NothingToSummarize("the input looks like binary data, not text"));
     }
     let mut sentences = score(split(text));
+    // What is said again and again is said once: it would crowd out everything else.
+    let mut said = HashSet::new();
+    sentences.retain(|s| said.insert(s.text.clone()));
     if sentences.is_empty() {
         return Err(ProviderError::NothingToSummarize("the text has no sentences"));
     }
@@ -154,14 +157,20 @@ fn split(text: &str) -> Vec<String> {
     let mut sentences = Vec::new();
     let mut paragraph = String::new();
     let mut fenced = false;
+    let markdown = text.lines().any(|line| line.starts_with("# ") || line.starts_with("## "));
     for line in text.lines().chain(std::iter::once("")) {
+        let indented =
+            markdown && paragraph.is_empty() && (line.starts_with('\t') || line.starts_with("    "));
         let line = line.trim();
         if line.starts_with("```") || line.starts_with("~~~") {
             fenced = !fenced;
         }
         let bullet = line.trim_start_matches(['-', '*', '+', '>', ' ']).trim_start();
-        let prose =
-            !fenced && !bullet.is_empty() && !line.starts_with(['#', '|', '`', '=']) && mostly_words(bullet);
+        let prose = !fenced
+            && !indented
+            && !bullet.is_empty()
+            && !line.starts_with(['#', '|', '`', '='])
+            && mostly_words(bullet);
         if !prose || bullet.len() != line.len() {
             sentences_of(&paragraph, &mut sentences);
             paragraph.clear();

@@ -29,6 +29,17 @@ fn it_does_not_say_the_same_thing_twice() {
 }
 
 #[test]
+fn repetition_and_indented_code_crowd_nothing_out() {
+    let text = "# Log\n\n    cargo run -- the log of events and the events of the log\n\n".to_owned()
+        + &"The log holds events of the log. ".repeat(1_000)
+        + "Workers replay them after crashes.\n";
+    assert_eq!(
+        summarize(&text, 2).unwrap(),
+        "The log holds events of the log. Workers replay them after crashes."
+    );
+}
+
+#[test]
 fn a_short_text_is_its_own_summary() {
     for text in ["Some text. It is short.", "Done.", "It is."] {
         assert!(text.starts_with(&summarize(text, 3).unwrap()), "{text}");
