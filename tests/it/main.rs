@@ -3,5 +3,6 @@
 mod cluster;
 mod crash;
 mod postgres;
+mod postgres_errors;
 mod run;
 mod stores;
