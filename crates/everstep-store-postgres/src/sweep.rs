@@ -94,10 +94,19 @@ impl Sweep for PostgresStore {
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
+        // From one owner to the next in the index: there are few, however many runs there are.
         let lost: Vec<(Uuid, Uuid)> = sqlx::query_as(
-            "SELECT r.run_id, r.owner FROM runs r LEFT JOIN sessions s ON s.session_id = r.owner
-              WHERE r.owner IS NOT NULL AND r.closed_at IS NULL
-                AND (s.session_id IS NULL OR s.closed_at IS NOT NULL)
+            "WITH RECURSIVE owners(owner) AS (
+                 SELECT (SELECT owner FROM runs WHERE owner IS NOT NULL ORDER BY owner LIMIT 1)
+                 UNION ALL
+                 SELECT (SELECT r.owner FROM runs r WHERE r.owner > o.owner ORDER BY r.owner LIMIT 1)
+                   FROM owners o WHERE o.owner IS NOT NULL),
+             gone AS MATERIALIZED (
+                 SELECT o.owner FROM owners o
+                  WHERE o.owner IS NOT NULL
+                    AND (SELECT true FROM sessions s WHERE s.session_id = o.owner AND s.closed_at IS NULL) IS NULL)
+             SELECT r.run_id, r.owner FROM gone g JOIN runs r ON r.owner = g.owner
+              WHERE r.closed_at IS NULL
               ORDER BY r.run_id LIMIT $1",
         )
         .bind(limit_of(limit))

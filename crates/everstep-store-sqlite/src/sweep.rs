@@ -46,12 +46,18 @@ impl Sweep for SqliteStore {
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
+        // From one owner to the next in the index: there are few, however many runs there are.
         let rows = sqlx::query(
-            "SELECT r.run_id, r.owner
-               FROM runs r
-               LEFT JOIN sessions s ON s.session_id = r.owner
-              WHERE r.owner IS NOT NULL AND r.status IN ('running', 'blocked')
-                AND (s.session_id IS NULL OR s.closed_at IS NOT NULL)
+            "WITH RECURSIVE owners(owner) AS (
+                 SELECT (SELECT owner FROM runs WHERE owner IS NOT NULL ORDER BY owner LIMIT 1)
+                 UNION ALL
+                 SELECT (SELECT r.owner FROM runs r WHERE r.owner > o.owner ORDER BY r.owner LIMIT 1)
+                   FROM owners o WHERE o.owner IS NOT NULL)
+             SELECT r.run_id, r.owner
+               FROM owners o
+               JOIN runs r ON r.owner = o.owner
+              WHERE r.status IN ('running', 'blocked')
+                AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = o.owner AND s.closed_at IS NULL)
               ORDER BY r.run_id LIMIT ?",
         )
         .bind(sql_limit(limit))

@@ -61,6 +61,15 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
     if let Some(address) = args.worker_of {
         return host(address).await;
     }
+    // A bench that is stopped takes its processes with it.
+    let stop = crate::node::stop_signal()?;
+    tokio::select! {
+        done = all_rounds(args) => done,
+        () = stop => Err(Fail::interrupted()),
+    }
+}
+
+async fn all_rounds(args: Args) -> Result<(), Fail> {
     let mut rounds: Vec<Vec<Figure>> = Vec::new();
     for round in 1..=args.repeat.max(1) {
         let figures = one_round(&args).await?;
