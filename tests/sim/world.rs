@@ -334,7 +334,13 @@ impl World {
         let seat = &mut self.nodes[node];
         seat.life += 1;
         seat.pulls.clear();
-        seat.node = Some(Node::new(NodeConfig { node_id: seat.id, lease: LEASE, shared, seed }));
+        seat.node = Some(Node::new(NodeConfig {
+            node_id: seat.id,
+            lease: LEASE,
+            shared,
+            hints_shared: shared,
+            seed,
+        }));
         let life = seat.life;
         self.soon(Coming::Sweep { node, life });
         self.soon(Coming::Timers { node, life });

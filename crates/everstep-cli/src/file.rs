@@ -29,10 +29,10 @@ pub(crate) fn settings(args: impl Iterator<Item = OsString>) -> Result<Settings,
 
 /// The settings in a file's text, or the line and what is wrong with it.
 fn parse(text: &str) -> Result<Settings, (usize, String)> {
-    let line_of = |at: usize| text[..at.min(text.len())].lines().count().max(1);
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-        (e.span().map_or(1, |s| line_of(s.start + 1)), e.message().to_owned())
-    })?;
+    let line_of = |at: usize| 1 + text.bytes().take(at).filter(|b| *b == b'\n').count();
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| (e.span().map_or(1, |s| line_of(s.start)), e.message().to_owned()))?;
     let line_with = |key: &str| {
         text.lines()
             .position(|l| l.trim_start().trim_start_matches('"').starts_with(key))

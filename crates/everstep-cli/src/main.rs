@@ -62,8 +62,8 @@ enum Command {
 fn main() -> ExitCode {
     // A process has one TLS provider, chosen before anything can need it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // Settings of the file become the environment's where that has none, so that one order holds
-    // everywhere: flag, environment, file, default.
+    // Settings of the file are added as flags where neither a flag nor the environment has one, so that one
+    // order holds everywhere: flag, environment, file, default.
     let settings = match file::settings(std::env::args_os()) {
         Ok(settings) => settings,
         Err(error) => return error.report(),
@@ -105,9 +105,16 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
         .collect();
     for (kind, text) in quoted {
         let Some((scheme, rest)) = text.split_once("://") else { continue };
-        let Some((login, place)) = rest.rsplit_once('@') else { continue };
-        let name = login.split_once(':').map_or(login, |(name, _)| name);
-        error.insert(kind, ContextValue::String(format!("{scheme}://{name}:***@{place}")));
+        // Options behind a question mark may hold one too.
+        let (rest, options) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?***"));
+        let shown = match rest.rsplit_once('@') {
+            Some((login, place)) => {
+                let name = login.split_once(':').map_or(login, |(name, _)| name);
+                format!("{scheme}://{name}:***@{place}{options}")
+            }
+            None => format!("{scheme}://{rest}{options}"),
+        };
+        error.insert(kind, ContextValue::String(shown));
     }
     error
 }

@@ -20,7 +20,7 @@ pub struct EngineConfig {
     pub lease: Duration,
     /// How often the sweep looks for what was lost. Default 1 s.
     pub sweep_interval: StdDuration,
-    /// Committer lanes: appends in flight at one time. Default 2.
+    /// Committer lanes: appends in flight at one time. Default: one for every two cores, 1 to 4.
     pub lanes: usize,
     /// Most appends in one batch. Default 256.
     pub batch_max: usize,

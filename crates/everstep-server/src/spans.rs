@@ -50,7 +50,8 @@ impl Observer for RunSpans {
             described(tracer.span_builder(format!("workflow.trigger {}", start.workflow_type)), run);
         let mut span = tracer.build_with_context(builder, &parent.unwrap_or_default());
         span.set_attribute(KeyValue::new("everstep.trigger.kind", "api"));
-        span.end();
+        // It begins by the database's clock, which may be ahead of this one.
+        span.end_with_timestamp(SystemTime::now().max(time(run.row().started_at)));
     }
 
     fn run_closed(&self, run: &Run) {

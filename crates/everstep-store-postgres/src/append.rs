@@ -1,6 +1,7 @@
 //! Appending.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use everstep_core::Timestamp;
 use everstep_store::{Append, AppendReply, Error, RunAppend, StartClaim, Verdict};
@@ -12,6 +13,8 @@ use crate::PostgresStore;
 use crate::error::{after, before};
 use crate::statement;
 
+/// Longest wait for an append's answer; the server's own limit on a statement is shorter.
+const APPEND: Duration = Duration::from_secs(12);
 /// Bytes of payload in one statement at most, unless a single append holds more.
 const STATEMENT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Tries of a statement that met another transaction.
@@ -103,7 +106,7 @@ impl PostgresStore {
         let mut tries = 0;
         loop {
             let mut appender = self.appenders.take().await?;
-            match statement::append(&mut appender.connection, runs).await {
+            match in_time(statement::append(&mut appender.connection, runs)).await {
                 Ok(done) => {
                     self.appenders.give_back(appender);
                     return Ok(done);
@@ -130,7 +133,7 @@ impl PostgresStore {
 
     async fn try_group(&self, group: &Append) -> Result<Option<Timestamp>, Error> {
         let mut appender = self.appenders.take().await?;
-        match group_on(&mut appender.connection, group).await {
+        match in_time(group_on(&mut appender.connection, group)).await {
             Ok(done) => {
                 self.appenders.give_back(appender);
                 Ok(done)
@@ -141,6 +144,13 @@ impl PostgresStore {
             }
         }
     }
+}
+
+/// Nothing else notices a server that is silently gone before the kernel gives up, which takes a quarter of an
+/// hour; and all runs of the lane would wait for it.
+async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let silent = || Error::OutcomeUnknown(format!("Postgres did not answer an append within {APPEND:?}"));
+    tokio::time::timeout(APPEND, work).await.unwrap_or_else(|_| Err(silent()))
 }
 
 async fn group_on(connection: &mut PgConnection, group: &Append) -> Result<Option<Timestamp>, Error> {

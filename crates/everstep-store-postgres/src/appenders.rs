@@ -46,7 +46,11 @@ impl Appenders {
             None => tokio::time::timeout(CONNECT, PgConnection::connect_with(&self.options))
                 .await
                 .map_err(|_| Error::Unavailable(format!("Postgres did not answer within {CONNECT:?}")))?
-                .map_err(before)?,
+                .map_err(|e| match before(e) {
+                    exhausted @ Error::Exhausted(_) => exhausted,
+                    // Whatever keeps it from connecting is not the fault of what is to be appended.
+                    other => Error::Unavailable(other.to_string()),
+                })?,
         };
         Ok(Appender { connection, _permit: permit })
     }

@@ -15,8 +15,10 @@ use crate::error::before;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
 
-/// How long a connection may take; with the rest, every answer comes within 10 s.
+/// How long a connection may take.
 pub(crate) const CONNECT: Duration = Duration::from_secs(5);
+/// Connections for leases and the sweep.
+const UPKEEP: u32 = 2;
 /// Partitions made before and after today, in days.
 const PARTITION_DAYS: (i32, i32) = (2, 14);
 /// How often a store that lives looks after the partitions.
@@ -43,6 +45,8 @@ impl Default for PostgresOptions {
 #[derive(Clone, Debug)]
 pub struct PostgresStore {
     pub(crate) appenders: Arc<Appenders>,
+    /// For leases and the sweep, which must not wait behind readers: a lease that ends costs a worker its runs.
+    pub(crate) upkeep: PgPool,
     pub(crate) pool: PgPool,
 }
 
@@ -129,12 +133,14 @@ impl PostgresStore {
         ]);
         Ok(Self {
             appenders: Arc::new(Appenders::new(appending, options.appenders)),
-            pool: PgPoolOptions::new()
-                .max_connections(options.others)
-                .acquire_timeout(CONNECT)
-                .connect_lazy_with(parse(url)?),
+            upkeep: pool(UPKEEP, parse(url)?),
+            pool: pool(options.others, parse(url)?),
         })
     }
+}
+
+fn pool(connections: u32, options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT).connect_lazy_with(options)
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions, Error> {
@@ -146,6 +152,8 @@ fn parse(url: &str) -> Result<PgConnectOptions, Error> {
         ("lock_timeout", "5s"),
         ("statement_timeout", "10s"),
         ("idle_in_transaction_session_timeout", "10s"),
+        // A connection that appends may idle as long as its node does.
+        ("idle_session_timeout", "0"),
         ("jit", "off"),
     ]))
 }

@@ -39,7 +39,7 @@ fn by_state(error: &sqlx::Error) -> Option<Error> {
         // The statement was ended before it could commit.
         "57014" | "55P03" | "25P03" => Error::Unavailable(text),
         // The backend was ended; it may have been behind its commit.
-        "57P01" | "57P02" | "57P03" => Error::OutcomeUnknown(text),
+        "57P01" | "57P02" | "57P03" | "57P05" => Error::OutcomeUnknown(text),
         // A standby, or a database made read-only.
         "25006" => Error::Unavailable(text),
         // Our own fault: a connection in a failed transaction must never be given out.

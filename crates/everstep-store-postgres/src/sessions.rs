@@ -32,7 +32,7 @@ impl Sessions for PostgresStore {
         .bind(&session.identity)
         .bind(&session.build_id)
         .bind(micros(session.lease))
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(until.map(from_db))
@@ -45,7 +45,7 @@ impl Sessions for PostgresStore {
         )
         .bind(session.uuid())
         .bind(micros(lease))
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(until.map(from_db))
@@ -56,7 +56,7 @@ impl Sessions for PostgresStore {
             "UPDATE sessions SET closed_at = clock_timestamp() WHERE session_id = $1 AND closed_at IS NULL",
         )
         .bind(session.uuid())
-        .execute(&self.pool)
+        .execute(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(done.rows_affected() > 0)
@@ -72,7 +72,7 @@ impl Sessions for PostgresStore {
              RETURNING session_id",
         )
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(closed.into_iter().map(SessionId::from_uuid).collect())
@@ -90,7 +90,7 @@ impl Sessions for PostgresStore {
         .bind(session.uuid())
         .bind(after.map(|r| r.uuid()))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(runs.into_iter().map(RunId::from_uuid).collect())

@@ -56,8 +56,7 @@ const INPUT_ONE: &str = "WITH input AS (
 )";
 
 /// One event and nothing beside it, without a part that the executor would have to carry through.
-const LONE: &str = "INSERT INTO {events} (run_id, seq, at, epoch, step_id, attempt, command_id, kind, step,
-                                  actor, attrs, encoding, payload, payload_hash)
+const LONE: &str = "INSERT INTO {events} ({columns})
     SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
      WHERE (SELECT true FROM {events} p WHERE p.run_id = $1 AND p.seq = $2 - 1)
     ON CONFLICT DO NOTHING
@@ -67,16 +66,14 @@ const LONE: &str = "INSERT INTO {events} (run_id, seq, at, epoch, step_id, attem
 const INPUT_FIRST: &str = "WITH input AS (
     SELECT * FROM unnest(?::uuid[], ?::bigint[], ?::timestamptz[], ?::int[], ?::int[], ?::int[], ?::uuid[], ?::text[],
                          ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::bytea[])
-           AS t(run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, encoding, payload,
-                payload_hash)
+           AS t({columns})
 )";
 
 /// Events of which some are not the first of their run.
 const INPUT: &str = "WITH input AS (
     SELECT * FROM unnest(?::uuid[], ?::bigint[], ?::timestamptz[], ?::int[], ?::int[], ?::int[], ?::uuid[], ?::text[],
                          ?::text[], ?::text[], ?::text[], ?::text[], ?::bytea[], ?::bytea[], ?::bool[])
-           AS t(run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, encoding, payload,
-                payload_hash, first)
+           AS t({columns}, first)
 )";
 
 /// The claims of workflow ids.
@@ -114,8 +111,8 @@ fn inserted(later: bool, claims: bool) -> String {
     let rest = if later {
         format!(
             ", rest AS (
-    INSERT INTO {{events}} ({COLUMNS})
-    SELECT {COLUMNS} FROM input i WHERE NOT i.first AND i.run_id = {WON}
+    INSERT INTO {{events}} ({{columns}})
+    SELECT {{columns}} FROM input i WHERE NOT i.first AND i.run_id = {WON}
 )"
         )
     } else {
@@ -123,8 +120,8 @@ fn inserted(later: bool, claims: bool) -> String {
     };
     format!(
         ", first AS (
-    INSERT INTO {{events}} ({COLUMNS})
-    SELECT {COLUMNS} FROM input i WHERE {first}{admitted}
+    INSERT INTO {{events}} ({{columns}})
+    SELECT {{columns}} FROM input i WHERE {first}{admitted}
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ){rest}"
@@ -322,6 +319,9 @@ fn finish(parts: &str, day: Day) -> String {
         rest = &rest[at..];
         if let Some(after) = rest.strip_prefix("{events}") {
             text.push_str(&events);
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("{columns}") {
+            text.push_str(COLUMNS);
             rest = after;
         } else if let Some(after) = rest.strip_prefix("{won}") {
             text.push_str(WON);

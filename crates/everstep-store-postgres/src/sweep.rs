@@ -36,7 +36,7 @@ impl Sweep for PostgresStore {
         )
         .bind(limit_of(limit))
         .bind(micros(claim))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         // What is returned is in the order in which the join met it.
@@ -47,7 +47,7 @@ impl Sweep for PostgresStore {
                  AND (claimed_until IS NULL OR claimed_until < statement_timestamp())
                ORDER BY fire_at LIMIT 1)",
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.upkeep)
         .await
         .map_err(before)?;
         let (now, next): (DateTime<Utc>, Option<DateTime<Utc>>) =
@@ -85,7 +85,7 @@ impl Sweep for PostgresStore {
         .bind(namespaces)
         .bind(names)
         .bind(limit_of(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         let queue =
@@ -110,7 +110,7 @@ impl Sweep for PostgresStore {
               ORDER BY r.run_id LIMIT $1",
         )
         .bind(limit_of(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(lost
@@ -136,7 +136,7 @@ impl Sweep for PostgresStore {
         .bind(node.uuid())
         .bind(micros(age))
         .bind(limit_of(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(wakes.into_iter().map(|(run, s)| (RunId::from_uuid(run), seq(s))).collect())
@@ -151,7 +151,7 @@ impl Sweep for PostgresStore {
         )
         .bind(runs)
         .bind(seqs)
-        .execute(&self.pool)
+        .execute(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(())
@@ -175,7 +175,7 @@ impl Sweep for PostgresStore {
         .bind(build_id)
         .bind(after.map(|r| r.uuid()))
         .bind(limit_of(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.upkeep)
         .await
         .map_err(before)?;
         Ok(runs.into_iter().map(RunId::from_uuid).collect())

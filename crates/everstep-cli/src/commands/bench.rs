@@ -12,8 +12,6 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
-use baseline::FreshDatabase;
-
 use crate::fail::Fail;
 use crate::node::Database;
 use crate::out::{self, Format};
@@ -63,10 +61,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
     }
     // A bench that is stopped takes its processes with it.
     let stop = crate::node::stop_signal()?;
-    tokio::select! {
+    let done = tokio::select! {
         done = all_rounds(args) => done,
         () = stop => Err(Fail::interrupted()),
-    }
+    };
+    done.and(baseline::remove_databases().await)
 }
 
 async fn all_rounds(args: Args) -> Result<(), Fail> {
@@ -166,35 +165,42 @@ struct System {
     server: Child,
     worker: Child,
     address: String,
-    folder: PathBuf,
-    database: Option<FreshDatabase>,
+    _folder: Folder,
+}
+
+/// Removed with this value, after the processes that write into it.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl System {
     async fn start(args: &Args) -> Result<Self, Fail> {
         let folder = std::env::temp_dir().join(format!("everstep-bench-{}", Uuid::new_v4()));
         std::fs::create_dir_all(&folder).map_err(|e| Fail::refused(format!("{}: {e}", folder.display())))?;
+        let folder = Folder(folder);
         let port = super::crash::free_port()?;
         let address = format!("http://127.0.0.1:{port}");
         let database = match &args.database_url {
             Some(Database::Postgres(url)) => {
-                let fresh = FreshDatabase::create(url).await?;
-                everstep_store_postgres::migrate(&fresh.url).await?;
-                Some(fresh)
+                let url = baseline::fresh_database(url).await?;
+                everstep_store_postgres::migrate(&url).await?;
+                url
             }
-            _ => None,
+            _ => format!("sqlite:{}", folder.0.join("bench.db").display()),
         };
-        let file = format!("sqlite:{}", folder.join("bench.db").display());
-        let url = database.as_ref().map_or(file, |fresh| fresh.url.clone());
         let mut server = own_binary()?;
-        server.args(["server", "--listen", &format!("127.0.0.1:{port}"), "--database-url", &url]);
+        server.args(["server", "--listen", &format!("127.0.0.1:{port}"), "--database-url", &database]);
         if let Some(nats) = &args.nats_url {
             server.args(["--nats-url", nats]);
         }
         let mut worker = own_binary()?;
         worker.args(["bench", "--worker-of", &address]);
         let spawn = |mut c: Command| c.spawn().map_err(|e| Fail::refused(format!("own binary: {e}")));
-        Ok(Self { server: spawn(server)?, worker: spawn(worker)?, address, folder, database })
+        Ok(Self { server: spawn(server)?, worker: spawn(worker)?, address, _folder: folder })
     }
 
     /// Resident memory of the server.
@@ -208,11 +214,7 @@ impl System {
     async fn stop(mut self) -> Result<(), Fail> {
         let _ = self.worker.kill().await;
         let _ = self.server.kill().await;
-        let _ = std::fs::remove_dir_all(&self.folder);
-        match self.database {
-            Some(database) => database.remove().await,
-            None => Ok(()),
-        }
+        baseline::remove_databases().await
     }
 }
 

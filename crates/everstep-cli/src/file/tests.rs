@@ -7,6 +7,7 @@ fn a_wrong_file_names_its_line() {
     assert_eq!(parse("address = \"x\"\nport = 1\n").unwrap().len(), 2);
     assert_eq!(parse("\nadress = \"x\"\n").unwrap_err().0, 2);
     assert!(parse("address = [1]").unwrap_err().1.contains("array"));
+    assert_eq!(parse("db = \"x\"\nnamespace = \u{201c}default\u{201d}\n").unwrap_err().0, 2);
     assert_eq!(parse("db = \"x\"\ndb = \"y\"\n").unwrap_err().0, 2);
 }
 

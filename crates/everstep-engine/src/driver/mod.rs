@@ -160,6 +160,7 @@ pub(crate) async fn start(
         node_id: config.node_id,
         lease: config.lease,
         shared: others,
+        hints_shared: dispatch.is_shared(),
         seed: config.seed,
     });
     let shared = Arc::new(Shared {

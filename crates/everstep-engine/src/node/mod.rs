@@ -292,6 +292,8 @@ pub struct NodeConfig {
     pub lease: Duration,
     /// Other nodes share its database.
     pub shared: bool,
+    /// Hints reach the other nodes.
+    pub hints_shared: bool,
     /// Seed of its ids.
     pub seed: u64,
 }

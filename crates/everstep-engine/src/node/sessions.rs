@@ -284,7 +284,7 @@ impl Node {
             if self.link_with_credit(&queue).is_some() {
                 self.status.healed += 1;
                 self.add_job(run_id, Job::offer());
-            } else if self.config.shared {
+            } else if self.config.hints_shared {
                 self.out.push(Output::Publish(TaskHint { run_id, queue, trace: Default::default() }));
             }
         }

@@ -330,7 +330,12 @@ impl Node {
         self.out.push(Output::Tail(run_id, run.seq()));
         for write in writes {
             match write {
-                Write::TaskSet(queue) => {
+                // A hint that only this node sees is for its own workers; the others' find the task by the sweep.
+                Write::TaskSet(queue)
+                    if self.config.hints_shared
+                        || !self.config.shared
+                        || self.link_with_credit(queue).is_some() =>
+                {
                     let trace = run.start().trace.of_run(run_id);
                     self.out.push(Output::Publish(TaskHint { run_id, queue: queue.clone(), trace }));
                 }

@@ -9,7 +9,7 @@ use tonic_types::StatusExt;
 use crate::ClientError;
 
 /// Tries of a call while the server cannot be reached; the pauses between them are about 5 s in all.
-pub(super) const TRIES: u32 = 8;
+const TRIES: u32 = 8;
 
 /// Sends a call until it is answered. The request must be safe to repeat.
 pub(super) async fn retrying<T, F, Fut>(call: F) -> Result<T, ClientError>

@@ -8,7 +8,7 @@ use everstep_proto::{api, wire};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::call::{TRIES, is_passing, pause, refused, retrying};
+use super::call::{is_passing, pause, refused, retrying};
 use super::{Client, new_request_id};
 use crate::{ClientError, RunError, payload};
 
@@ -186,7 +186,7 @@ impl<R: DeserializeOwned> RunHandle<R> {
             api::GetHistoryRequest { run: Some(self.run.clone()), after_seq: after, follow, limit: 0 };
         let stream = open_history(&self.client, &request).await?;
         let client = self.client.clone();
-        Ok(HistoryStream { client, request, stream, page: Vec::new().into_iter(), tries: 0 })
+        Ok(HistoryStream { client, request, stream: Some(stream), page: Vec::new().into_iter(), breaks: 0 })
     }
 }
 
@@ -206,10 +206,11 @@ pub struct HistoryStream {
     client: Client,
     /// What would bring the events that are still to come.
     request: api::GetHistoryRequest,
-    stream: Pages,
+    /// None once it broke, until it is opened again.
+    stream: Option<Pages>,
     page: std::vec::IntoIter<everstep_proto::history::Event>,
-    /// Connections that broke since the last event.
-    tries: u32,
+    /// How often it broke since the last event.
+    breaks: u32,
 }
 
 impl HistoryStream {
@@ -221,16 +222,21 @@ impl HistoryStream {
         loop {
             if let Some(event) = self.page.next() {
                 let decoded = wire::decode_event(event).map_err(|e| ClientError::Protocol(e.to_string()))?;
-                (self.request.after_seq, self.tries) = (decoded.event.seq, 0);
+                (self.request.after_seq, self.breaks) = (decoded.event.seq, 0);
                 return Ok(Some(decoded.event));
             }
-            match self.stream.message().await {
+            let Some(stream) = &mut self.stream else {
+                // A server that answers and breaks off again and again is asked less and less often.
+                tokio::time::sleep(pause(self.breaks)).await;
+                self.stream = Some(open_history(&self.client, &self.request).await?);
+                continue;
+            };
+            match stream.message().await {
                 Ok(Some(page)) => self.page = page.events.into_iter(),
                 Ok(None) => return Ok(None),
-                Err(status) if is_passing(&status) && self.tries < TRIES => {
-                    tokio::time::sleep(pause(self.tries)).await;
-                    self.tries += 1;
-                    self.stream = open_history(&self.client, &self.request).await?;
+                Err(status) if is_passing(&status) => {
+                    self.stream = None;
+                    self.breaks += 1;
                 }
                 Err(status) => return Err(refused(status)),
             }

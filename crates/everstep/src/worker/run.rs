@@ -251,7 +251,7 @@ impl RunTask {
             RunMessage::Rejected { number } => {
                 // Something came in while the run was being parked: it stays.
                 self.unacked.retain(|c| c.number != number);
-                self.leaving = false;
+                self.leaving = self.given_up;
                 self.idle_since = None;
             }
             RunMessage::Resend => {
@@ -283,6 +283,7 @@ impl RunTask {
             }
             let mut decoded = match wire::decode_event(event) {
                 Ok(decoded) => decoded,
+                Err(_) if self.given_up => continue,
                 Err(error) => {
                     self.release(format!("an event is not understood: {error}"));
                     return true;
