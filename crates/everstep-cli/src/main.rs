@@ -16,6 +16,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use commands::{admin, bench, crash, demo, dev, doctor, migrate, run, server};
 use fail::Fail;
 
+/// Messages, rows and tasks are small and short-lived; this allocator is made for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Durable workflows: run the server, look at runs, try it out.
 ///
 /// Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not reachable, 130 interrupted. Options that say
