@@ -34,8 +34,8 @@ async fn harmed(ctx: Ctx, harm: Harm) -> Result<u32, WorkflowError> {
     Ok(sum)
 }
 
-/// Runs the workflow on a server of its own, and checks that every step has one result.
-async fn survives(server: &Arc<Mutex<PostgresServer>>, database: &str, harm: Harm) -> anyhow::Result<()> {
+/// Runs the workflow on the database, and checks that every step has one result.
+async fn survives(database: &str, harm: Harm) -> anyhow::Result<()> {
     migrate(database).await?;
     let store = Arc::new(PostgresStore::connect(database, postgres_options()).await?);
     let node = RunningNode::start(store, Arc::new(InProcess::new()), NodeSettings::default()).await?;
@@ -53,8 +53,6 @@ async fn survives(server: &Arc<Mutex<PostgresServer>>, database: &str, harm: Har
         }
     }
     assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
-    drop(node);
-    drop(server.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(())
 }
 
@@ -78,7 +76,7 @@ async fn a_killed_postgres_loses_nothing() -> anyhow::Result<()> {
         server.kill_9()?;
         server.start_again()
     });
-    survives(&server, &database, harm).await
+    survives(&database, harm).await
 }
 
 /// Postgres ends all backends when one is killed, and recovers by itself.
@@ -95,7 +93,7 @@ async fn a_killed_backend_loses_nothing() -> anyhow::Result<()> {
         let backends = runtime.block_on(server.backend_pids())?;
         backends.first().map_or(Ok(()), |&pid| server.kill_backend(pid))
     });
-    survives(&server, &database, harm).await
+    survives(&database, harm).await
 }
 
 /// Backends that are asked to go, as by an operator or a failover: each connection learns it by itself.
@@ -107,7 +105,6 @@ async fn terminated_backends_lose_nothing() -> anyhow::Result<()> {
     let server = PostgresServer::start()?;
     let database = server.create_database().await?;
     let (runtime, url) = (tokio::runtime::Handle::current(), database.clone());
-    let server = Arc::new(Mutex::new(server));
     let harm: Harm = Arc::new(move || {
         runtime.block_on(async {
             let pool = sqlx::PgPool::connect(&url).await?;
@@ -117,5 +114,5 @@ async fn terminated_backends_lose_nothing() -> anyhow::Result<()> {
             Ok(())
         })
     });
-    survives(&server, &database, harm).await
+    survives(&database, harm).await
 }
