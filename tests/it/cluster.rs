@@ -25,6 +25,22 @@ async fn asks(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
     Ok(n + m)
 }
 
+/// A run that is started on one node, run by a worker of the other, signaled on the first, awaited on both.
+async fn crosses(here: &RunningNode, there: &RunningNode) -> anyhow::Result<()> {
+    let run = here.client()?.workflow::<u32>("asks").start(&()).await?;
+    let mut history = run.history(0, true).await?;
+    while let Some(event) = history.next().await? {
+        if matches!(event.body, EventBody::StepCompleted { .. }) {
+            break;
+        }
+    }
+    run.signal("go", &2).await?;
+    assert_eq!(run.result().await?, 42);
+    let id = run.run_id().ok_or_else(|| anyhow::anyhow!("no run id"))?;
+    assert_eq!(there.client()?.handle::<u32>(id).result().await?, 42);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn any_node_takes_any_call_and_nats_may_die() -> anyhow::Result<()> {
     if !require("pg")? || !require("nats")? {
@@ -40,18 +56,7 @@ async fn any_node_takes_any_call_and_nats_may_die() -> anyhow::Result<()> {
         if nats_is_dead {
             nats.kill_9()?;
         }
-        // Started on one node, run by a worker of the other, signaled on the first, awaited on both.
-        let run = here.client()?.workflow::<u32>("asks").start(&()).await?;
-        let mut history = run.history(0, true).await?;
-        while let Some(event) = history.next().await? {
-            if matches!(event.body, EventBody::StepCompleted { .. }) {
-                break;
-            }
-        }
-        run.signal("go", &2).await?;
-        assert_eq!(run.result().await?, 42);
-        let id = run.run_id().ok_or_else(|| anyhow::anyhow!("no run id"))?;
-        assert_eq!(there.client()?.handle::<u32>(id).result().await?, 42);
+        crosses(&here, &there).await?;
     }
     Ok(())
 }
@@ -71,14 +76,5 @@ async fn nodes_without_nats_work_on_one_database() -> anyhow::Result<()> {
     let (here, there) = (node().await?, node().await?);
     let park_late = Duration::from_secs(60);
     let _worker = RunningWorker::start(there.worker().park_after(park_late).register("asks", asks))?;
-    let run = here.client()?.workflow::<u32>("asks").start(&()).await?;
-    let mut history = run.history(0, true).await?;
-    while let Some(event) = history.next().await? {
-        if matches!(event.body, EventBody::StepCompleted { .. }) {
-            break;
-        }
-    }
-    run.signal("go", &2).await?;
-    assert_eq!(run.result().await?, 42);
-    Ok(())
+    crosses(&here, &there).await
 }
