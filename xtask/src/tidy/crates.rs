@@ -9,23 +9,27 @@ use super::{File, Problems};
 
 /// The crates of this workspace that each one may name. A new arrow needs a decision in docs/adr.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("everstep-core", &[]),
+    ("everstep-fault", &[]),
+    ("everstep-core", &["everstep-fault"]),
     ("everstep-proto", &["everstep-core"]),
-    ("everstep-store", &["everstep-core", "everstep-proto"]),
+    ("everstep-store", &["everstep-core", "everstep-fault", "everstep-proto"]),
     ("everstep-dispatch", &["everstep-core", "everstep-proto"]),
-    ("everstep-store-postgres", &["everstep-core", "everstep-proto", "everstep-store"]),
-    ("everstep-store-sqlite", &["everstep-core", "everstep-proto", "everstep-store"]),
+    ("everstep-store-postgres", &["everstep-core", "everstep-fault", "everstep-proto", "everstep-store"]),
+    ("everstep-store-sqlite", &["everstep-core", "everstep-fault", "everstep-proto", "everstep-store"]),
     ("everstep-dispatch-nats", &["everstep-core", "everstep-proto", "everstep-dispatch"]),
-    ("everstep-engine", &["everstep-core", "everstep-store", "everstep-dispatch"]),
+    ("everstep-engine", &["everstep-core", "everstep-fault", "everstep-store", "everstep-dispatch"]),
     (
         "everstep-server",
         &["everstep-core", "everstep-proto", "everstep-store", "everstep-dispatch", "everstep-engine"],
     ),
     ("everstep-provider", &[]),
-    ("everstep", &["everstep-core", "everstep-proto"]),
+    ("everstep", &["everstep-core", "everstep-fault", "everstep-proto"]),
     ("everstep-example-summarize", &["everstep", "everstep-provider"]),
     ("everstep-cli", &["*"]),
     ("everstep-tests", &["*"]),
+    ("everstep-checker", &["everstep-core"]),
+    ("everstep-faultproxy", &[]),
+    ("everstep-chaos", &["*"]),
     ("xtask", &[]),
 ];
 
@@ -33,20 +37,45 @@ const ARROWS: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str], &str)] = &[
     (
         "sqlx",
-        &["everstep-store-postgres", "everstep-store-sqlite", "everstep-cli", "everstep-tests"],
+        &[
+            "everstep-store-postgres",
+            "everstep-store-sqlite",
+            "everstep-cli",
+            "everstep-tests",
+            "everstep-chaos",
+        ],
         "SQL stays in the store adapters",
     ),
-    ("async-nats", &["everstep-dispatch-nats", "everstep-tests"], "NATS stays in its adapter"),
+    (
+        "async-nats",
+        &["everstep-dispatch-nats", "everstep-tests", "everstep-chaos"],
+        "NATS stays in its adapter",
+    ),
     (
         "anyhow",
-        &["everstep-cli", "everstep-tests", "everstep-dispatch-nats", "xtask"],
+        &[
+            "everstep-cli",
+            "everstep-tests",
+            "everstep-checker",
+            "everstep-faultproxy",
+            "everstep-chaos",
+            "everstep-dispatch-nats",
+            "xtask",
+        ],
         "libraries have typed errors (the NATS adapter names it in its tests)",
     ),
-    ("clap", &["everstep-cli"], "only the command line parses arguments"),
+    ("clap", &["everstep-cli", "everstep-chaos"], "only the command line parses arguments"),
     ("reqwest", &["everstep-provider", "everstep-cli", "everstep-tests"], "the server calls no vendor"),
     (
         "tonic",
-        &["everstep-proto", "everstep-server", "everstep", "everstep-cli", "everstep-tests"],
+        &[
+            "everstep-proto",
+            "everstep-server",
+            "everstep",
+            "everstep-cli",
+            "everstep-tests",
+            "everstep-chaos",
+        ],
         "the engine and the ports know no transport",
     ),
     (
@@ -58,7 +87,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
 
 /// All that the pure crate may name, and what its tests may name besides.
 const CORE: &str = "everstep-core";
-const CORE_ALLOWED: &[&str] = &["bytes", "serde", "sha2", "thiserror", "uuid"];
+const CORE_ALLOWED: &[&str] = &["bytes", "everstep-fault", "serde", "sha2", "thiserror", "uuid"];
 const CORE_ALLOWED_IN_TESTS: &[&str] = &["proptest", "serde_json"];
 
 /// One crate's manifest, as far as the rules look at it.

@@ -29,6 +29,9 @@ pub struct StepInfo {
     pub step_id: u32,
     /// The attempt, from 1.
     pub attempt: u32,
+    /// How often a worker has been given the run, this time included: a fencing token for receivers that can
+    /// refuse what comes from an earlier holder.
+    pub epoch: u32,
     /// Stable per run and step: what to give a receiver so that a repeated attempt has no second effect.
     pub idempotency_key: String,
 }

@@ -364,6 +364,7 @@ impl RunTask {
             return;
         }
         let info = StepInfo {
+            epoch: self.epoch,
             run_id: self.run,
             name: name.clone(),
             step_id: id.0,

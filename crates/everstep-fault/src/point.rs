@@ -1,0 +1,167 @@
+//! Failpoints: named places beside a durable boundary, where a test can end, fail or delay the process.
+
+/// Every point, so that a test can ask for one that was never hit.
+pub const POINTS: &[&str] = &[
+    "append.before_commit",
+    "append.after_commit",
+    "reply.before",
+    "outbox.claimed",
+    "outbox.published",
+    "outbox.marked",
+    "timer.claimed",
+    "timer.fired",
+    "lease.claimed",
+    "lease.renewed",
+    "worker.before_effect",
+    "worker.after_effect",
+    "worker.reported",
+];
+
+/// A failpoint says that what it stands for has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Injected;
+
+impl std::fmt::Display for Injected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("injected by a failpoint")
+    }
+}
+
+impl std::error::Error for Injected {}
+
+/// The failpoint `point`: nothing, the end of the process, a failure, or a delay, as the test wants it.
+///
+/// # Errors
+/// [`Injected`] when the test wants the work at this place to fail.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn at(_point: &'static str) -> std::future::Ready<Result<(), Injected>> {
+    std::future::ready(Ok(()))
+}
+
+#[cfg(feature = "failpoints")]
+pub use on::at;
+
+#[cfg(feature = "failpoints")]
+mod on {
+    use std::collections::HashMap;
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::time::Duration;
+
+    use super::{Injected, POINTS};
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Action {
+        Abort,
+        Error,
+        Sleep(Duration),
+    }
+
+    #[derive(Debug)]
+    struct Plan {
+        /// What to do at which hit of a point.
+        actions: HashMap<String, (Action, u64)>,
+        hits: Mutex<HashMap<&'static str, u64>>,
+        log: Option<File>,
+    }
+
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+
+    /// The failpoint `point`: nothing, the end of the process, a failure, or a delay, as the test wants it.
+    ///
+    /// Cancel safe: a cancelled delay is only shorter.
+    ///
+    /// # Errors
+    /// [`Injected`] when the test wants the work at this place to fail.
+    ///
+    /// # Panics
+    /// When `EVERSTEP_FAILPOINTS` is not understood, or names a point that does not exist.
+    pub async fn at(point: &'static str) -> Result<(), Injected> {
+        let plan = PLAN.get_or_init(Plan::of_environment);
+        match plan.hit(point) {
+            None => Ok(()),
+            Some(Action::Abort) => std::process::abort(),
+            Some(Action::Error) => Err(Injected),
+            Some(Action::Sleep(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+        }
+    }
+
+    impl Plan {
+        fn of_environment() -> Self {
+            let text = std::env::var("EVERSTEP_FAILPOINTS").unwrap_or_default();
+            let actions = parse(&text);
+            assert!(actions.is_some(), "EVERSTEP_FAILPOINTS={text}: not point=action@hit;...");
+            let log = std::env::var_os("EVERSTEP_FAILPOINTS_LOG").map(|path| {
+                let file = File::options().create(true).append(true).open(&path);
+                assert!(file.is_ok(), "{}: {file:?}", path.display());
+                file
+            });
+            Self {
+                actions: actions.unwrap_or_default(),
+                hits: Mutex::default(),
+                log: log.and_then(Result::ok),
+            }
+        }
+
+        fn hit(&self, point: &'static str) -> Option<Action> {
+            debug_assert!(POINTS.contains(&point), "{point} is not in POINTS");
+            if self.log.is_none() && self.actions.is_empty() {
+                return None;
+            }
+            let number = {
+                let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
+                let hits = hits.entry(point).or_default();
+                *hits += 1;
+                *hits
+            };
+            let action = self.actions.get(point).filter(|(_, at)| *at == number).map(|(action, _)| *action);
+            if let Some(mut log) = self.log.as_ref() {
+                let what = action.map_or_else(String::new, |a| format!(" {a:?}"));
+                // One write: whole lines, also when the process ends right after.
+                let _ = log.write_all(format!("{point} {number}{what}\n").as_bytes());
+            }
+            action
+        }
+    }
+
+    fn parse(text: &str) -> Option<HashMap<String, (Action, u64)>> {
+        let entries = text.split(';').filter(|e| !e.is_empty());
+        entries
+            .map(|entry| {
+                let (point, rest) = entry.split_once('=')?;
+                let (action, hit) = rest.split_once('@')?;
+                let action = match action {
+                    "abort" => Action::Abort,
+                    "error" => Action::Error,
+                    other => {
+                        let ms = other.strip_prefix("sleep(")?.strip_suffix(')')?.parse().ok()?;
+                        Action::Sleep(Duration::from_millis(ms))
+                    }
+                };
+                POINTS.contains(&point).then_some((point.to_owned(), (action, hit.parse().ok()?)))
+            })
+            .collect()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_plan_names_points_actions_and_hits() {
+            let plan = parse("append.after_commit=abort@2;timer.claimed=sleep(30)@1").unwrap_or_default();
+            assert_eq!(plan["append.after_commit"], (Action::Abort, 2));
+            assert_eq!(plan["timer.claimed"], (Action::Sleep(Duration::from_millis(30)), 1));
+            for bad in
+                ["append.after_commit", "nowhere=abort@1", "timer.fired=explode@1", "timer.fired=abort@x"]
+            {
+                assert!(parse(bad).is_none(), "{bad}");
+            }
+        }
+    }
+}

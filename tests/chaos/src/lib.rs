@@ -1,0 +1,1 @@
+//! Chaos and crash enumeration on real processes.

@@ -1,0 +1,1 @@
+//! Judges a finished run of a test from what it left behind.
