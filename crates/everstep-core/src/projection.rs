@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use everstep_fault::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
 use crate::{Epoch, Event, EventBody, Run, RunId, Seq, SessionId, TimerKey, TimerKind, Timestamp};
@@ -188,6 +189,9 @@ impl WriteBasis {
             let mut touched: Vec<TimerKey> = events.iter().flat_map(|e| timers_touched(&e.body)).collect();
             touched.sort_unstable();
             touched.dedup();
+            if planted(Bug::ForgetTimerRow) {
+                touched.retain(|key| key.kind != TimerKind::Retry);
+            }
             writes.extend(touched.into_iter().map(|key| match run.timer(key) {
                 Some(fire_at) => Write::TimerSet(Timer { key, fire_at }),
                 None => Write::TimerDeleted(key),

@@ -18,3 +18,6 @@ pub use bug::{Bug, planted};
 #[cfg(feature = "planted-bugs")]
 pub use bug::{Planted, plant};
 pub use point::{Injected, POINTS, at};
+
+/// Whether failpoints are compiled in.
+pub const ENABLED: bool = cfg!(feature = "failpoints");

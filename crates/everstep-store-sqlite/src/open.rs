@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
+use everstep_fault::{Bug, planted};
 use everstep_store::Error;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
@@ -57,7 +58,11 @@ impl SqliteStore {
         let options = options(&path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(if planted(Bug::SqliteNoSync) {
+                SqliteSynchronous::Off
+            } else {
+                SqliteSynchronous::Full
+            })
             // Gives the space of a WAL back that one burst made large.
             .pragma("journal_size_limit", "67108864")
             .pragma("cache_size", "-32768");

@@ -1,5 +1,7 @@
 //! Turning a request into facts, or refusing it.
 
+use everstep_fault::{Bug, planted};
+
 use super::{Owner, Run, commit};
 use crate::{
     Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommandId, Detach, DetachReason, Epoch, Event,
@@ -20,7 +22,7 @@ pub(super) struct Draft<'a> {
     pub(super) now: Timestamp,
     command_id: CommandId,
     actor: &'a Actor,
-    epoch: Epoch,
+    pub(super) epoch: Epoch,
     pub(super) events: Vec<Event>,
 }
 
@@ -56,7 +58,8 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, 
         epoch: run.epoch,
         events: Vec::new(),
     };
-    if run.status.is_closed() {
+    let late = planted(Bug::AcceptAfterTerminal) && matches!(command.body, CommandBody::Commit(_));
+    if run.status.is_closed() && !late {
         return closed(run, command).map(|()| Decision::default());
     }
     match &command.body {
@@ -94,7 +97,7 @@ fn signal(draft: &mut Draft<'_>, name: &str, signal_id: &str, input: &Payload) -
     validate_name("request_id", signal_id)?;
     check_payload("input", input)?;
     let run = draft.run;
-    if run.signals.contains(signal_id) {
+    if run.signals.contains(signal_id) && !planted(Bug::DedupeInMemory) {
         return Ok(());
     }
     let limit = |what, actual, limit| Err(Rejection::LimitExceeded { what, actual, limit });

@@ -327,7 +327,15 @@ pub(crate) async fn start_run(shared: &Shared, start: StartRun) -> Result<Starte
         .send(Message::Start { start: Box::new(start), reply })
         .await
         .map_err(|_| Error::Stopping)?;
-    answer.await.map_err(|_| Error::Stopping)?
+    let result = answer.await.map_err(|_| Error::Stopping)?;
+    before_reply().await?;
+    result
+}
+
+/// The failpoint between a durable append and the answer to its caller.
+async fn before_reply() -> Result<(), Error> {
+    let unknown = |e: everstep_fault::Injected| store::Error::OutcomeUnknown(e.to_string());
+    everstep_fault::at("reply.before").await.map_err(|e| unknown(e).into())
 }
 
 /// See [`Engine::command`].
@@ -344,7 +352,9 @@ pub(crate) async fn command(
     let (reply, answer) = oneshot::channel();
     let message = Message::Command { run, id, identity, body, reply };
     shared.requests.send(message).await.map_err(|_| Error::Stopping)?;
-    answer.await.map_err(|_| Error::Stopping)?
+    let result = answer.await.map_err(|_| Error::Stopping)?;
+    before_reply().await?;
+    result
 }
 
 /// See [`Engine::resolve`].

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use everstep_store::Append;
+use everstep_store::{self as store, Append};
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::{Driver, Shared, read_all};
@@ -108,11 +108,13 @@ fn ask(shared: &Arc<Shared>, output: Output) {
             }
             Output::OpenSession { link, session } => {
                 let until = to.store.open_session(&session).await;
+                let until = failed_at("lease.claimed").await.map_or(until, Err);
                 to.saw(&until);
                 to.feed(Input::SessionOpened { link, until });
             }
             Output::RenewSession { link, session, number, lease } => {
                 let until = to.store.renew_session(session, lease).await;
+                let until = failed_at("lease.renewed").await.map_or(until, Err);
                 to.saw(&until);
                 to.feed(Input::SessionRenewed { link, number, until });
             }
@@ -132,6 +134,7 @@ fn ask(shared: &Arc<Shared>, output: Output) {
                 if let Err(error) = to.dispatch.publish(hint).await {
                     tracing::debug!(%error, "hint lost: the sweep will find its task");
                 }
+                let _ = everstep_fault::at("outbox.published").await;
             }
             Output::Pull { queue, max } => {
                 let deliveries = match to.dispatch.pull(&queue, max).await {
@@ -150,10 +153,17 @@ fn ask(shared: &Arc<Shared>, output: Output) {
                 if let Err(error) = to.store.delete_wakes(&seen).await {
                     tracing::debug!(%error, "wakes not deleted: the next sweep tries again");
                 }
+                let _ = everstep_fault::at("outbox.marked").await;
             }
             _ => {}
         }
     });
+}
+
+/// What a failpoint makes of an answer of the store.
+async fn failed_at(point: &'static str) -> Option<store::Error> {
+    let failed = everstep_fault::at(point).await.err()?;
+    Some(store::Error::Unavailable(failed.to_string()))
 }
 
 async fn find_owned(to: &Arc<Shared>, link: u64, session: everstep_core::SessionId) {

@@ -3,8 +3,8 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{Duration, QueueKey, Timestamp};
-use everstep_store::{Append, Verdict};
+use everstep_core::{Duration, EventBody, QueueKey, Timestamp};
+use everstep_store::{self as store, Append, AppendReply, Verdict};
 use tokio::sync::mpsc;
 
 use super::{Internal, Shared, Timers};
@@ -30,7 +30,7 @@ pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiv
             return;
         }
         let (tickets, batch): (Vec<u64>, Vec<Append>) = taken.drain(..).unzip();
-        let reply = shared.store.append(batch).await;
+        let reply = commit(&shared, batch).await;
         if let Some(now) = reply.now {
             shared.clock.learn(now);
         }
@@ -45,6 +45,29 @@ pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiv
             return;
         }
     }
+}
+
+/// One commit, with the failpoints on both sides of it.
+async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
+    let (size, fires) = (batch.len(), everstep_fault::ENABLED && batch.iter().any(fires_timer));
+    let failed = |error: store::Error| AppendReply {
+        now: None,
+        verdicts: (0..size).map(|_| Verdict::Failed(error.clone())).collect(),
+    };
+    if let Err(error) = everstep_fault::at("append.before_commit").await {
+        return failed(store::Error::Unavailable(error.to_string()));
+    }
+    let reply = shared.store.append(batch).await;
+    let after = everstep_fault::at("append.after_commit").await;
+    let fired = if fires { everstep_fault::at("timer.fired").await } else { Ok(()) };
+    match after.and(fired) {
+        Ok(()) => reply,
+        Err(error) => failed(store::Error::OutcomeUnknown(error.to_string())),
+    }
+}
+
+fn fires_timer(append: &Append) -> bool {
+    append.run.events.iter().any(|e| matches!(e.body, EventBody::TimerFired { .. } | EventBody::RunTimedOut))
 }
 
 impl Timers {
@@ -73,6 +96,10 @@ pub(super) async fn timers(shared: Arc<Shared>) {
         shared.timers.reset();
         let claimed = shared.store.claim_timers(SWEEP_MAX, TIMER_CLAIM).await;
         shared.saw(&claimed);
+        let claimed = match everstep_fault::at("timer.claimed").await {
+            Ok(()) => claimed,
+            Err(error) => Err(store::Error::Unavailable(error.to_string())),
+        };
         let Ok(claimed) = claimed else {
             tokio::time::sleep(PAUSE).await;
             continue;
@@ -122,6 +149,7 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey]) {
     if !queues.is_empty()
         && let Ok(tasks) = shared.store.claim_tasks(Some(queues), SWEEP_MAX).await
         && !tasks.is_empty()
+        && everstep_fault::at("outbox.claimed").await.is_ok()
     {
         shared.feed(Input::TasksFound(tasks));
     }
@@ -129,6 +157,7 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey]) {
         && shared.dispatch.is_connected()
         && let Ok(tasks) = shared.store.claim_tasks(None, SWEEP_MAX).await
         && !tasks.is_empty()
+        && everstep_fault::at("outbox.claimed").await.is_ok()
     {
         shared.feed(Input::TasksFound(tasks));
     }

@@ -6,6 +6,7 @@
 //! clock.
 
 mod ids;
+mod planted;
 mod sessions;
 mod slot;
 mod starts;
@@ -340,6 +341,7 @@ pub struct Node {
     pulling: BTreeSet<QueueKey>,
     draining: bool,
     status: NodeStatus,
+    planted: planted::Planted,
 }
 
 impl Node {
@@ -361,6 +363,7 @@ impl Node {
             pulling: BTreeSet::new(),
             draining: false,
             status: NodeStatus::default(),
+            planted: planted::Planted::default(),
         }
     }
 

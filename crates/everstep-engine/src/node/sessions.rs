@@ -279,7 +279,8 @@ impl Node {
     }
 
     /// Tasks that have waited for longer than a hint takes.
-    pub(super) fn tasks_found(&mut self, tasks: Vec<(RunId, QueueKey)>) {
+    pub(super) fn tasks_found(&mut self, mut tasks: Vec<(RunId, QueueKey)>) {
+        self.only_new(&mut tasks);
         for (run_id, queue) in tasks {
             if self.link_with_credit(&queue).is_some() {
                 self.status.healed += 1;
@@ -325,6 +326,10 @@ impl Node {
     pub(super) fn wakes_stale(&mut self, wakes: Vec<(RunId, Seq)>) {
         let mut seen = Vec::new();
         for (run, seq) in wakes {
+            if self.drops(run) {
+                self.forget_wake(run, seq);
+                continue;
+            }
             match self.slots.get(&run) {
                 Some(slot) if slot.told.is_some() && slot.sent >= seq => seen.push((run, seq)),
                 _ => {

@@ -9,6 +9,7 @@ use everstep_core::{
     SessionId, TimerKey, WorkerCommit, Write, WriteBasis, decide,
 };
 use everstep_dispatch::{Notice, TaskHint};
+use everstep_fault::{Bug, planted};
 use everstep_store::{self as store, Append, RunAppend, Verdict};
 
 use super::{Node, Output};
@@ -68,10 +69,10 @@ pub(super) struct Slot {
 /// An append in flight.
 #[derive(Debug)]
 pub(super) struct Writing {
-    append: Append,
+    pub(super) append: Append,
     jobs: Vec<(Job, Result<(), Rejection>)>,
     started: bool,
-    tries: u32,
+    pub(super) tries: u32,
 }
 
 impl Slot {
@@ -118,7 +119,7 @@ impl Node {
         self.decide_batch(run_id);
     }
 
-    fn load(&mut self, run: RunId, after: Seq, delay: StdDuration) {
+    pub(super) fn load(&mut self, run: RunId, after: Seq, delay: StdDuration) {
         if let Some(slot) = self.slots.get_mut(&run) {
             slot.loading = true;
             self.out.push(Output::Load { run, after, delay });
@@ -168,6 +169,7 @@ impl Node {
     fn decide_job(&mut self, run: &mut Run, job: Job, batch: &mut Batch) -> Option<Job> {
         let before = batch.events.len();
         let (result, again) = match &job {
+            Job::Client { command, .. } if self.remembers(run.id(), &command.body) => (Ok(()), None),
             Job::Client { command, .. } => (apply_decision(run, command, self.now, batch), None),
             Job::Commit { link, commit } => {
                 let session = self.sessions.get(link)?;
@@ -232,7 +234,8 @@ impl Node {
         }
     }
 
-    fn write(&mut self, run_id: RunId, basis: WriteBasis, batch: Batch) {
+    fn write(&mut self, run_id: RunId, basis: WriteBasis, mut batch: Batch) {
+        self.reply_early(&mut batch.jobs);
         let Some(slot) = self.slots.get(&run_id) else { return };
         let Some(run) = &slot.run else { return };
         let mut writes = basis.writes(run, &batch.events);
@@ -245,7 +248,7 @@ impl Node {
         let append = Append::of(RunAppend { run_id, start: None, events, writes });
         let ticket = self.ticket();
         self.tickets.insert(ticket, run_id);
-        self.out.push(Output::Append { ticket, append: append.clone(), delay: StdDuration::ZERO });
+        self.submit(ticket, &append, StdDuration::ZERO);
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.writing = Some(Writing { append, jobs: batch.jobs, started: false, tries: 0 });
         }
@@ -417,6 +420,7 @@ impl Node {
     /// Somebody else appended first: read the log and decide again.
     fn lost_race(&mut self, run_id: RunId, writing: Writing) {
         self.status.conflicts += 1;
+        let Some(writing) = self.keep_beaten(run_id, writing) else { return };
         let Some(slot) = self.slots.get_mut(&run_id) else { return };
         slot.races += 1;
         let give_up = slot.races > RACES_MAX;
@@ -465,7 +469,7 @@ impl Node {
         }
         let delay = backoff(writing.tries);
         self.tickets.insert(ticket, run_id);
-        self.out.push(Output::Append { ticket, append: writing.append.clone(), delay });
+        self.submit(ticket, &writing.append, delay);
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.writing = Some(writing);
         }
@@ -531,6 +535,7 @@ impl Node {
         if slot.run.is_none() {
             return self.not_found(run_id);
         }
+        self.append_beaten(run_id);
         self.out.push(Output::Opened(run_id));
         let events = Arc::new(events);
         self.tell_owner(run_id, &events);
@@ -657,7 +662,9 @@ fn apply_decision(
     let decision = decide(run, command, now)?;
     for event in decision.events {
         // The core decides only what it can apply; a breach is a bug that must not reach the log.
-        if let Err(problem) = run.apply(&event) {
+        if let Err(problem) = run.apply(&event)
+            && !planted(Bug::AcceptAfterTerminal)
+        {
             return Err(Rejection::InvalidCommands { problem: problem.to_string() });
         }
         batch.events.push(event);

@@ -7,6 +7,7 @@ use everstep_core::{
     Actor, Attach, Command, CommandBody, CurrentRun, Event, KnownRequest, Run, RunId, StartDecision,
     StartRun, Write, WriteBasis, decide, decide_start, start_body_hash,
 };
+use everstep_fault::{Bug, planted};
 use everstep_store::{self as store, Append, RunAppend, StartClaim, StartRecord, Verdict};
 
 use super::slot::{Job, backoff};
@@ -39,6 +40,10 @@ impl Node {
     pub(super) fn start(&mut self, request: u64, start: Box<StartRun>) {
         if self.draining {
             self.out.push(Output::Started { request, result: Err(Error::Stopping) });
+            return;
+        }
+        if let Some(started) = self.started_anywhere(&start.request_id) {
+            self.out.push(Output::Started { request, result: Ok(started) });
             return;
         }
         let run_id = self.ids.run_id(self.now);
@@ -107,9 +112,12 @@ impl Node {
         let writes = WriteBasis::NEW.writes(&run, &events);
         let append =
             Append { run: RunAppend { run_id, start: Some(claim), events: Arc::new(events), writes }, with };
-        self.out.push(Output::Append { ticket, append: append.clone(), delay: StdDuration::ZERO });
+        self.submit(ticket, &append, StdDuration::ZERO);
         if let Some(job) = self.starts.get_mut(&ticket) {
             job.prepared = Some((run, append));
+        }
+        if planted(Bug::ReplyBeforeCommit) {
+            self.start_replied(ticket, Ok(Started { run_id, started: true }));
         }
     }
 
@@ -137,7 +145,9 @@ impl Node {
                 let (request, run_id, replied) = (job.request, job.run_id, job.replied);
                 let prepared = job.prepared.take();
                 let terminated = job.terminating.take().map(|(_, holder)| holder);
-                self.starts.remove(&ticket);
+                if let Some(job) = self.starts.remove(&ticket) {
+                    self.remember_start(&job.start.request_id, run_id);
+                }
                 if !replied {
                     let result = Ok(Started { run_id, started: true });
                     self.out.push(Output::Started { request, result });
@@ -185,13 +195,12 @@ impl Node {
             self.release_claim(ticket);
             return self.finish_start(ticket, Err(error.into()));
         }
-        if tries >= TRIES_MAX && !job.replied {
-            job.replied = true;
-            let result = Err(store::Error::OutcomeUnknown(error.to_string()).into());
-            self.out.push(Output::Started { request: job.request, result });
+        let prepared = job.prepared.clone();
+        if tries >= TRIES_MAX {
+            self.start_replied(ticket, Err(store::Error::OutcomeUnknown(error.to_string()).into()));
         }
-        if let Some((_, append)) = &job.prepared {
-            self.out.push(Output::Append { ticket, append: append.clone(), delay: backoff(tries) });
+        if let Some((_, append)) = prepared {
+            self.submit(ticket, &append, backoff(tries));
         }
     }
 
@@ -252,6 +261,16 @@ impl Node {
             }
         };
         self.append_start(ticket, *event, Some(holder), Some(Box::new(with)));
+    }
+
+    /// Answers the caller, once; the start itself goes on.
+    fn start_replied(&mut self, ticket: u64, result: Result<Started, Error>) {
+        if let Some(job) = self.starts.get_mut(&ticket)
+            && !job.replied
+        {
+            job.replied = true;
+            self.out.push(Output::Started { request: job.request, result });
+        }
     }
 
     fn finish_start(&mut self, ticket: u64, result: Result<Started, Error>) {

@@ -149,7 +149,17 @@ impl RunTask {
                     return;
                 }
                 message = messages.recv() => match message {
-                    Some(message) => if !self.hear(message) { return },
+                    Some(message) => {
+                        if everstep_fault::ENABLED
+                            && self.acknowledges(&message)
+                            && everstep_fault::at("worker.reported").await.is_err()
+                        {
+                            self.release("a failpoint".to_owned());
+                        }
+                        if !self.hear(message) {
+                            return;
+                        }
+                    }
                     None => return,
                 },
                 Some(end) = self.attempts.join_next(), if !self.attempts.is_empty() => match end {
@@ -266,6 +276,15 @@ impl RunTask {
         true
     }
 
+    /// Whether a step's result is known to be recorded with this message.
+    fn acknowledges(&self, message: &RunMessage) -> bool {
+        let news = match message {
+            RunMessage::Events(news) => news,
+            _ => return false,
+        };
+        self.unacked.front().is_some_and(|c| c.number <= news.committed)
+    }
+
     /// News of the run. False when it is no longer this worker's.
     fn events(&mut self, news: api::RunEvents) -> bool {
         while self.unacked.front().is_some_and(|c| c.number <= news.committed) {
@@ -379,7 +398,13 @@ impl RunTask {
         let context = trace::begin_attempt(&self.parent, self.run, &self.workflow, (id, &name, attempt));
         self.attempts.spawn(async move {
             let began = Instant::now();
-            let running = STEP_INFO.scope(info, async move { closure().await }).with_context(context.clone());
+            let attempt_of = async move {
+                injected("worker.before_effect").await?;
+                let result = closure().await;
+                injected("worker.after_effect").await?;
+                result
+            };
+            let running = STEP_INFO.scope(info, attempt_of).with_context(context.clone());
             let result = guarded(running, timeout).await;
             let elapsed = began.elapsed();
             trace::end_attempt(&context, elapsed, result.as_ref().err().map(|f| f.kind.as_str()));
@@ -513,6 +538,11 @@ impl RunTask {
         let left = at_micros.saturating_sub(db);
         Duration::from_micros(u64::try_from(left).unwrap_or(0)).saturating_sub(here.elapsed())
     }
+}
+
+/// A failpoint beside an effect.
+async fn injected(point: &'static str) -> Result<(), Failure> {
+    everstep_fault::at(point).await.map_err(|e| Failure::new("Injected", e.to_string()))
 }
 
 /// Runs an attempt: a panic and a timeout become failures like any other.
