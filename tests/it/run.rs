@@ -57,6 +57,35 @@ async fn a_run_gives_its_result_and_shows_its_history() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_run_can_be_started_and_awaited_in_one_call() -> anyhow::Result<()> {
+    async fn refuse(ctx: Ctx, late_ms: u64) -> Result<u32, WorkflowError> {
+        ctx.sleep(Duration::from_millis(late_ms)).await;
+        Err(WorkflowError::new("Refused", "as planned"))
+    }
+    for store in stores::all().await? {
+        let node = node_on(&store).await?;
+        let worker = RunningWorker::start(node.worker().register("add", add).register("refuse", refuse))?;
+        let client = node.client()?;
+        let start = || client.workflow::<u32>("add").workflow_id("add/2").request_id("once");
+        assert_eq!(start().execute(&(2, 3)).await?, 5);
+        // The request id names the run that has ended; how long somebody waits is not part of it.
+        assert_eq!(start().execute(&(2, 3)).await?, 5);
+        assert_eq!(start().start(&(2, 3)).await?.result().await?, 5);
+        for late_ms in [0, 300] {
+            let refused = client.workflow::<u32>("refuse").execute(&late_ms).await;
+            let Err(RunError::Ended { status, failure }) = refused else {
+                anyhow::bail!("a failed run gave {refused:?}")
+            };
+            assert_eq!((status, failure.kind.as_str()), (RunStatus::Failed, "Refused"));
+        }
+        assert_eq!(client.list(&Default::default(), "").await?.runs.len(), 3);
+        worker.stop().await?;
+        node.shutdown().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_run_that_was_started_first_finds_its_worker_later() -> anyhow::Result<()> {
     for store in stores::all().await? {
         let node = node_on(&store).await?;

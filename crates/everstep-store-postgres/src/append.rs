@@ -7,14 +7,11 @@ use everstep_core::Timestamp;
 use everstep_store::{Append, AppendReply, Error, RunAppend, StartClaim, Verdict};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
-use uuid::Uuid;
 
 use crate::PostgresStore;
 use crate::error::{after, before};
-use crate::statement;
+use crate::statement::{self, Appended};
 
-/// Longest wait for an append's answer; the server's own limit on a statement is shorter.
-const APPEND: Duration = Duration::from_secs(12);
 /// Bytes of payload in one statement at most, unless a single append holds more.
 const STATEMENT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Tries of a statement that met another transaction.
@@ -102,14 +99,17 @@ impl PostgresStore {
         }
     }
 
-    async fn execute(&self, runs: &[&RunAppend]) -> Result<(Option<Timestamp>, Vec<Uuid>), Error> {
-        let mut tries = 0;
+    async fn execute(&self, runs: &[&RunAppend]) -> Result<Appended, Error> {
+        let (mut tries, mut careful) = (0, false);
         loop {
             let mut appender = self.appenders.take().await?;
-            match in_time(statement::append(&mut appender.connection, runs)).await {
+            match in_time(self.append_limit, statement::append(&mut appender.connection, runs, careful)).await {
                 Ok(done) => {
                     self.appenders.give_back(appender);
-                    return Ok(done);
+                    match done {
+                        Some(done) => return Ok(done),
+                        None => careful = true,
+                    }
                 }
                 Err(error) => {
                     self.appenders.discard(appender, &error).await;
@@ -133,7 +133,7 @@ impl PostgresStore {
 
     async fn try_group(&self, group: &Append) -> Result<Option<Timestamp>, Error> {
         let mut appender = self.appenders.take().await?;
-        match in_time(group_on(&mut appender.connection, group)).await {
+        match in_time(self.append_limit, group_on(&mut appender.connection, group)).await {
             Ok(done) => {
                 self.appenders.give_back(appender);
                 Ok(done)
@@ -148,9 +148,9 @@ impl PostgresStore {
 
 /// Nothing else notices a server that is silently gone before the kernel gives up, which takes a quarter of an
 /// hour; and all runs of the lane would wait for it.
-async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let silent = || Error::OutcomeUnknown(format!("Postgres did not answer an append within {APPEND:?}"));
-    tokio::time::timeout(APPEND, work).await.unwrap_or_else(|_| Err(silent()))
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let silent = || Error::OutcomeUnknown(format!("Postgres did not answer an append within {limit:?}"));
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silent()))
 }
 
 async fn group_on(connection: &mut PgConnection, group: &Append) -> Result<Option<Timestamp>, Error> {
@@ -160,11 +160,11 @@ async fn group_on(connection: &mut PgConnection, group: &Append) -> Result<Optio
     let mut last = Timestamp::default();
     for run in runs {
         // Nothing is committed before the end, so a failure here leaves nothing behind.
-        let done = statement::append(&mut transaction, &[run]).await.map_err(|e| match e {
+        let done = statement::append(&mut transaction, &[run], true).await.map_err(|e| match e {
             Error::OutcomeUnknown(text) => Error::Unavailable(text),
             other => other,
         });
-        let (now, winners) = done?;
+        let (now, winners) = done?.unwrap_or_default();
         if winners.is_empty() {
             transaction.rollback().await.map_err(before)?;
             return Ok(None);

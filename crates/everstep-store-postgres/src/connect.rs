@@ -17,6 +17,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
 
 /// How long a connection may take.
 pub(crate) const CONNECT: Duration = Duration::from_secs(5);
+/// How long an append's answer may take; the server's own limit on a statement is shorter.
+const APPEND: Duration = Duration::from_secs(12);
 /// Connections for leases and the sweep.
 const UPKEEP: u32 = 2;
 /// Partitions made before and after today, in days.
@@ -33,11 +35,14 @@ pub struct PostgresOptions {
     pub appenders: u32,
     /// Connections for everything else.
     pub others: u32,
+    /// Longest wait for an append's answer, after which its outcome counts as unknown. The server's own limit on
+    /// a statement is 10 s; a shorter wait than that may give up on what is only slow.
+    pub append_limit: Duration,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { allow_fsync_off: false, appenders: 4, others: 8 }
+        Self { allow_fsync_off: false, appenders: 4, others: 8, append_limit: APPEND }
     }
 }
 
@@ -48,6 +53,7 @@ pub struct PostgresStore {
     /// For leases and the sweep, which must not wait behind readers: a lease that ends costs a worker its runs.
     pub(crate) upkeep: PgPool,
     pub(crate) pool: PgPool,
+    pub(crate) append_limit: Duration,
 }
 
 /// Looks whether a node would start on this database; changes nothing.
@@ -135,6 +141,7 @@ impl PostgresStore {
             appenders: Arc::new(Appenders::new(appending, options.appenders)),
             upkeep: pool(UPKEEP, parse(url)?),
             pool: pool(options.others, parse(url)?),
+            append_limit: options.append_limit,
         })
     }
 }

@@ -4,7 +4,9 @@
 //! else is for the runs that won. Those are compared as an array, and predecessors are looked up by scalar
 //! subqueries, which the planner leaves as they are: as joins both become nested loops over whole lists, whose
 //! cost grows with the square of the batch. Rows are inserted in the order of the arrays, which are sorted by
-//! run, so that two nodes meet in the same order. `{events}` is the table or its one partition that matters;
+//! run, so that two nodes meet in the same order. At first nothing is said about conflicts, because saying so
+//! makes each insert look twice and write a second record to the WAL: a place that is taken fails the whole
+//! statement, which is then made again with `ON CONFLICT DO NOTHING` (*careful*). `{events}` is the table or its one partition that matters;
 //! each `?` is the next parameter.
 
 use std::collections::BTreeMap;
@@ -45,6 +47,12 @@ pub(crate) enum Part {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Parts(u32);
 
+/// Beside the bits of the parts: places may be taken.
+const CAREFUL: u32 = 1 << 31;
+
+const IGNORE: &str = "
+    ON CONFLICT DO NOTHING";
+
 const COLUMNS: &str = "run_id, seq, at, epoch, step_id, attempt, command_id, kind, step, actor, attrs, \
                                   encoding, payload, payload_hash";
 
@@ -58,8 +66,7 @@ const INPUT_ONE: &str = "WITH input AS (
 /// One event and nothing beside it, without a part that the executor would have to carry through.
 const LONE: &str = "INSERT INTO {events} ({columns})
     SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
-     WHERE (SELECT true FROM {events} p WHERE p.run_id = $1 AND p.seq = $2 - 1)
-    ON CONFLICT DO NOTHING
+     WHERE (SELECT true FROM {events} p WHERE p.run_id = $1 AND p.seq = $2 - 1){ignore}
     RETURNING clock_timestamp() AS now, ARRAY[run_id] AS winners";
 
 /// One event of each run.
@@ -121,8 +128,7 @@ fn inserted(later: bool, claims: bool) -> String {
     format!(
         ", first AS (
     INSERT INTO {{events}} ({{columns}})
-    SELECT {{columns}} FROM input i WHERE {first}{admitted}
-    ON CONFLICT DO NOTHING
+    SELECT {{columns}} FROM input i WHERE {first}{admitted}{{ignore}}
     RETURNING run_id
 ){rest}"
     )
@@ -290,13 +296,19 @@ impl Parts {
         self.0 |= part.bit();
     }
 
+    /// The statement for places that may be taken.
+    pub(crate) fn carefully(&mut self) {
+        self.0 |= CAREFUL;
+    }
+
     /// The statement's text; put together once.
     pub(crate) fn text(self, day: Day) -> SqlStr {
         let known = TEXTS.read().unwrap_or_else(PoisonError::into_inner).get(&(self, day)).cloned();
         let text = known.unwrap_or_else(|| {
             let mut parts = String::new();
             Part::ALL.iter().filter(|part| self.0 & part.bit() != 0).for_each(|part| part.write(&mut parts));
-            let text: Arc<str> = finish(&parts, day).into();
+            let ignore = if self.0 & CAREFUL != 0 { IGNORE } else { "" };
+            let text: Arc<str> = finish(&parts, day, ignore).into();
             let mut texts = TEXTS.write().unwrap_or_else(PoisonError::into_inner);
             if texts.len() >= TEXTS_MAX {
                 texts.clear();
@@ -310,7 +322,7 @@ impl Parts {
 }
 
 /// Fills in the tables, and numbers the parameters.
-fn finish(parts: &str, day: Day) -> String {
+fn finish(parts: &str, day: Day, ignore: &str) -> String {
     let events = day.map_or("events".to_owned(), |day| format!("events_{day:08}"));
     let (mut text, mut number) = (String::with_capacity(parts.len() + 256), 0);
     let mut rest = parts;
@@ -322,6 +334,9 @@ fn finish(parts: &str, day: Day) -> String {
             rest = after;
         } else if let Some(after) = rest.strip_prefix("{columns}") {
             text.push_str(COLUMNS);
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("{ignore}") {
+            text.push_str(ignore);
             rest = after;
         } else if let Some(after) = rest.strip_prefix("{won}") {
             text.push_str(WON);
@@ -355,6 +370,9 @@ mod tests {
         assert!(text.contains("INSERT INTO events_20261121 (run_id"), "{text}");
         assert!(!text.contains(['?', '{', '}']), "{text}");
         assert!(parts.text(None).as_str().contains("INSERT INTO events (run_id"));
+        assert!(!text.contains("ON CONFLICT"), "{text}");
+        parts.carefully();
+        assert!(parts.text(Some(20_261_121)).as_str().contains("ON CONFLICT DO NOTHING"));
     }
 
     #[test]

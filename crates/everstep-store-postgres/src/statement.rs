@@ -16,14 +16,16 @@ use crate::sql::{Day, Part, Parts};
 
 /// Appends the runs, each named once and in order, in one statement.
 ///
-/// Gives database time, unless nothing was appended, and the runs that were appended to.
+/// Gives what became of it; `None` when a place was taken and the statement was not `careful`: nothing is
+/// appended then.
 ///
 /// # Errors
 /// As [`after`].
 pub(crate) async fn append(
     connection: &mut PgConnection,
     runs: &[&RunAppend],
-) -> Result<(Option<Timestamp>, Vec<Uuid>), Error> {
+    careful: bool,
+) -> Result<Option<Appended>, Error> {
     let mut events = Events::default();
     let mut rest = Beside::default();
     for run in runs {
@@ -41,12 +43,22 @@ pub(crate) async fn append(
         rest.bind(&mut statement).map_err(before)?;
         statement.parts.add(Part::Answer);
     }
-    let Statement { parts, arguments } = statement;
+    let Statement { mut parts, arguments } = statement;
+    if careful {
+        parts.carefully();
+    }
     let row = sqlx::query_with(parts.text(day), arguments).fetch_optional(connection).await;
-    let Some(row) = row.map_err(after)? else { return Ok((None, Vec::new())) };
+    let row = match row {
+        Err(sqlx::Error::Database(error)) if !careful && error.is_unique_violation() => return Ok(None),
+        row => row.map_err(after)?,
+    };
+    let Some(row) = row else { return Ok(Some((None, Vec::new()))) };
     let now: DateTime<Utc> = row.try_get(0).map_err(after)?;
-    Ok((Some(from_db(now)), row.try_get(1).map_err(after)?))
+    Ok(Some((Some(from_db(now)), row.try_get(1).map_err(after)?)))
 }
+
+/// Database time, unless nothing was appended, and the runs that were appended to.
+pub(crate) type Appended = (Option<Timestamp>, Vec<Uuid>);
 
 /// The day on which all of the runs began, if it is one: naming its partition spares Postgres from locking and
 /// ruling out all the others in each statement.

@@ -135,7 +135,8 @@ impl Wake for Detector {
 
 impl Machine {
     /// A run whose history begins with this `RunStarted` event. Apply that event first.
-    pub(crate) fn new(run: RunId, start: &RunStarted, at: Timestamp, workflow: &WorkflowFactory) -> Self {
+    #[doc(hidden)]
+    pub fn new(run: RunId, start: &RunStarted, at: Timestamp, workflow: &WorkflowFactory) -> Self {
         let info = RunInfo {
             run_id: run,
             workflow_id: start.workflow_id.clone(),

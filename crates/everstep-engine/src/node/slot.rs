@@ -49,7 +49,7 @@ impl Job {
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     /// State up to the last decided event; `None` until it is loaded.
-    pub(super) run: Option<Run>,
+    pub(super) run: Option<Box<Run>>,
     /// The whole history, while an activation may need it.
     pub(super) history: Option<Vec<Event>>,
     pub(super) loading: bool,
@@ -260,7 +260,7 @@ impl Node {
         self.status.runs_started += 1;
         self.out.push(Output::RunStarted(Box::new(run.clone())));
         let writing = Writing { append, jobs: Vec::new(), started: true, tries: 0 };
-        self.slots.insert(run_id, Slot { run: Some(run), ..Slot::default() });
+        self.slots.insert(run_id, Slot { run: Some(Box::new(run)), ..Slot::default() });
         self.committed(run_id, writing);
     }
 
@@ -353,7 +353,7 @@ impl Node {
         }
         if closed {
             self.status.runs_closed += 1;
-            self.out.push(Output::RunClosed(Box::new(run.clone())));
+            self.out.push(Output::RunClosed(run.clone()));
         }
     }
 
@@ -394,7 +394,7 @@ impl Node {
             Ok(()) => {
                 // A commit that was recorded before is acknowledged again.
                 let Some(slot) = self.slots.get(&run_id) else { return };
-                let committed = slot.run.as_ref().map_or(0, Run::committed);
+                let committed = slot.run.as_ref().map_or(0, |run| run.committed());
                 if slot.told == Some((link, epoch)) && committed >= commit.number {
                     let events = Arc::new(Vec::new());
                     let from = slot.sent + 1;
@@ -519,7 +519,7 @@ impl Node {
         };
         let folded = if after == 0 {
             Run::fold(run_id, &events).map(|run| {
-                slot.run = run;
+                slot.run = run.map(Box::new);
                 slot.history = Some(events.clone());
             })
         } else {
@@ -638,7 +638,7 @@ impl Node {
             return;
         }
         let owned_here =
-            slot.run.as_ref().and_then(Run::owner).is_some_and(|o| self.links.contains_key(&o.session));
+            slot.run.as_deref().and_then(Run::owner).is_some_and(|o| self.links.contains_key(&o.session));
         if !owned_here {
             self.slots.remove(&run_id);
             self.out.push(Output::Dropped(run_id));

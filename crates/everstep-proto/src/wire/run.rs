@@ -134,6 +134,7 @@ pub fn encode_start_run(start: &StartRun) -> api::StartRunRequest {
         }
         .into(),
         identity: identity.clone(),
+        wait: None,
     }
 }
 

@@ -44,6 +44,43 @@ impl RunApi {
         self.engine.wait_closed(run, wait).await.map_err(|e| status::of_engine(&e))
     }
 
+    /// How the run stands once it is closed, or `wait` or the caller's own deadline is over.
+    async fn outcome(
+        &self,
+        run_id: RunId,
+        mut wait: Duration,
+        deadline: Option<Instant>,
+    ) -> Result<api::GetResultResponse, Status> {
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            wait = wait.min(left.saturating_sub(ANSWER_MARGIN.min(left / 4)));
+        }
+        let mut closed = tokio::select! {
+            closed = self.wait_closed(run_id, wait) => closed?,
+            // The caller asks again, and finds another node.
+            () = self.draining.cancelled() => None,
+        };
+        let mut open = RunStatus::Running;
+        if closed.is_none() {
+            let now = self.engine.store().get_run(run_id).await.map_err(|e| status::of_store(&e))?;
+            open = now.map_or(RunStatus::Running, |record| record.row.status);
+            if open.is_closed() {
+                // It ended in this very moment.
+                closed = self.wait_closed(run_id, Duration::ZERO).await?;
+                open = RunStatus::Running;
+            }
+        }
+        let (status, result, failure) = match closed {
+            Some(Closed { status, result, failure: None }) => (status, Some(encode_payload(&result)), None),
+            Some(Closed { status, failure: Some(failure), .. }) => {
+                (status, None, Some(encode_failure(&failure)))
+            }
+            None => (open, None, None),
+        };
+        let status = encode_run_status(status).into();
+        Ok(api::GetResultResponse { run_id: run_id.to_string(), status, result, failure })
+    }
+
     /// Carries out a request to an existing run.
     async fn command(&self, call: request::RunCall, body: CommandBody) -> Result<(), Status> {
         let run_id = self.find(&call.run).await?;
@@ -59,13 +96,20 @@ impl RunService for RunApi {
         request: Request<api::StartRunRequest>,
     ) -> Result<Response<api::StartRunResponse>, Status> {
         let trace = trace::extract(request.metadata());
-        let start = request::start(request.into_inner(), trace)?;
+        let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
+        let (start, wait) = request::start(request.into_inner(), trace)?;
         let workflow_id = start.workflow_id.clone();
         let started = self.engine.start_run(start).await.map_err(|e| status::of_engine(&e))?;
+        let outcome = match wait {
+            Duration::ZERO => None,
+            // The start is durable whatever becomes of the wait.
+            wait => self.outcome(started.run_id, wait, deadline).await.ok(),
+        };
         Ok(Response::new(api::StartRunResponse {
             run_id: started.run_id.to_string(),
             workflow_id,
             started: started.started,
+            outcome,
         }))
     }
 
@@ -169,36 +213,9 @@ impl RunService for RunApi {
         let api::GetResultRequest { run, wait } = request.into_inner();
         let mut check = Check::default();
         let selector = check.run(run);
-        let mut wait = check.wait("wait", wait);
+        let wait = check.wait("wait", wait);
         check.finish()?;
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            wait = wait.min(left.saturating_sub(ANSWER_MARGIN.min(left / 4)));
-        }
         let run_id = self.find(&selector).await?;
-        let mut closed = tokio::select! {
-            closed = self.wait_closed(run_id, wait) => closed?,
-            // The caller asks again, and finds another node.
-            () = self.draining.cancelled() => None,
-        };
-        let mut open = RunStatus::Running;
-        if closed.is_none() {
-            let now = self.engine.store().get_run(run_id).await.map_err(|e| status::of_store(&e))?;
-            open = now.map_or(RunStatus::Running, |record| record.row.status);
-            if open.is_closed() {
-                // It ended in this very moment.
-                closed = self.wait_closed(run_id, Duration::ZERO).await?;
-                open = RunStatus::Running;
-            }
-        }
-        let (status, result, failure) = match closed {
-            Some(Closed { status, result, failure: None }) => (status, Some(encode_payload(&result)), None),
-            Some(Closed { status, failure: Some(failure), .. }) => {
-                (status, None, Some(encode_failure(&failure)))
-            }
-            None => (open, None, None),
-        };
-        let status = encode_run_status(status).into();
-        Ok(Response::new(api::GetResultResponse { run_id: run_id.to_string(), status, result, failure }))
+        self.outcome(run_id, wait, deadline).await.map(Response::new)
     }
 }

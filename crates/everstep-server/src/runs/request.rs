@@ -1,5 +1,7 @@
 //! What the requests of `RunService` say, as core values.
 
+use std::time::Duration;
+
 use everstep_core::{CommandBody, CommandId, RunId, RunStatus, StartRun, TraceContext};
 use everstep_engine::RunSelector;
 use everstep_proto::api;
@@ -18,7 +20,12 @@ const REASON_BYTES_MAX: usize = 1 << 20;
 const STATUSES_MAX: usize = 100;
 
 /// Reads a start. Empty ids are made up here.
-pub(super) fn start(request: api::StartRunRequest, trace: TraceContext) -> Result<StartRun, Status> {
+///
+/// Gives the start, and how long its caller wants to wait for the end of the run.
+pub(super) fn start(
+    request: api::StartRunRequest,
+    trace: TraceContext,
+) -> Result<(StartRun, Duration), Status> {
     let api::StartRunRequest {
         namespace,
         workflow_id,
@@ -30,8 +37,10 @@ pub(super) fn start(request: api::StartRunRequest, trace: TraceContext) -> Resul
         reuse_policy: reuse,
         conflict_policy: conflict,
         identity,
+        wait,
     } = request;
     let mut check = Check::default();
+    let wait = wait.map_or(Duration::ZERO, |wait| check.wait("wait", Some(wait)));
     let start = StartRun {
         namespace: check.name_or_default("namespace", namespace),
         workflow_id: check.id_or_new("workflow_id", workflow_id),
@@ -46,7 +55,7 @@ pub(super) fn start(request: api::StartRunRequest, trace: TraceContext) -> Resul
         identity: check.identity("identity", identity),
     };
     check.finish()?;
-    Ok(start)
+    Ok((start, wait))
 }
 
 /// Reads a list: the filter, where the page begins, and its size.

@@ -13,7 +13,7 @@ use super::{Client, new_request_id};
 use crate::{ClientError, RunError, payload};
 
 /// How long one long poll waits at the server.
-const POLL: Duration = Duration::from_secs(20);
+pub(super) const POLL: Duration = Duration::from_secs(20);
 
 /// A run whose result is an `R`. Cheap to clone.
 #[derive(Debug)]
@@ -88,6 +88,11 @@ impl<R: DeserializeOwned> RunHandle<R> {
             async move { runs.get_result(request).await }
         })
         .await?;
+        Self::outcome(answer)
+    }
+
+    /// What an answer says of the run's end; `None` while it is open.
+    pub(super) fn outcome(answer: api::GetResultResponse) -> Result<Option<Result<R, RunError>>, ClientError> {
         let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
         let status = wire::decode_run_status("status", answer.status).map_err(protocol)?;
         if !status.is_closed() {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 pub use handle::{HistoryStream, RunDescription, RunHandle};
 
-use crate::{ClientError, payload};
+use crate::{ClientError, RunError, payload};
 use call::retrying;
 pub(crate) use call::{pause, refused};
 
@@ -199,7 +199,40 @@ impl<R: DeserializeOwned> Start<R> {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn start<I: Serialize + ?Sized>(mut self, input: &I) -> Result<RunHandle<R>, ClientError> {
+    pub async fn start<I: Serialize + ?Sized>(self, input: &I) -> Result<RunHandle<R>, ClientError> {
+        let (client, started) = self.send(input).await?;
+        let run = client.run_ref(started.run_id, String::new());
+        Ok(RunHandle::new(client, run))
+    }
+
+    /// Starts the run and waits for its result, in one call where the run is short: what
+    /// [`start`](Self::start) and then [`RunHandle::result`] do in two.
+    ///
+    /// ```no_run
+    /// # async fn example(client: everstep::Client) -> Result<(), everstep::RunError> {
+    /// let sum: u64 = client.workflow("count").workflow_id("count/1").execute(&10).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`RunError::Ended`] when it ended otherwise; [`RunError::Client`].
+    pub async fn execute<I: Serialize + ?Sized>(mut self, input: &I) -> Result<R, RunError> {
+        self.request.wait = Some(wire::encode_duration(handle::POLL.into()));
+        let (client, started) = self.send(input).await?;
+        if let Some(outcome) = started.outcome
+            && let Some(result) = RunHandle::outcome(outcome)?
+        {
+            return result;
+        }
+        let run = client.run_ref(started.run_id, String::new());
+        RunHandle::new(client, run).result().await
+    }
+
+    async fn send<I: Serialize + ?Sized>(
+        mut self,
+        input: &I,
+    ) -> Result<(Client, api::StartRunResponse), ClientError> {
         let input = payload::encode(input).map_err(|e| ClientError::Payload(e.to_string()))?;
         self.request.input = Some(wire::encode_payload(&input));
         if self.request.workflow_id.is_empty() {
@@ -211,8 +244,7 @@ impl<R: DeserializeOwned> Start<R> {
             async move { runs.start_run(request).await }
         })
         .await?;
-        let run = self.client.run_ref(started.run_id, String::new());
-        Ok(RunHandle::new(self.client, run))
+        Ok((self.client, started))
     }
 }
 

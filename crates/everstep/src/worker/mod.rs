@@ -178,7 +178,8 @@ impl WorkerBuilder {
 }
 
 /// Makes the type-erased form of a workflow function.
-pub(crate) fn workflow_factory<I, O, F, Fut>(workflow: F) -> WorkflowFactory
+#[doc(hidden)]
+pub fn workflow_factory<I, O, F, Fut>(workflow: F) -> WorkflowFactory
 where
     I: DeserializeOwned,
     O: Serialize,

@@ -9,9 +9,10 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::workloads::Plan;
 use crate::fail::Fail;
 
-pub(super) const WARM_UP: Duration = Duration::from_secs(2);
+const WARM_UP: Duration = Duration::from_secs(2);
 
 /// What the clients saw inside the window.
 pub(super) struct Load {
@@ -20,38 +21,60 @@ pub(super) struct Load {
     pub(super) p99_ms: f64,
 }
 
-/// Each client starts its next run when the result of the one before has come.
-pub(super) async fn drive(address: &str, steps: u32, clients: usize, window: Duration) -> Result<Load, Fail> {
-    let client = Client::connect(address)?;
-    // The first run also waits for the server and the worker to be there.
-    client.workflow::<u32>(super::WORKFLOW).start(&steps).await?.result().await?;
-    let (measuring, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let mut tasks = JoinSet::new();
-    for _ in 0..clients {
-        let (client, measuring, over) = (client.clone(), Arc::clone(&measuring), Arc::clone(&over));
-        tasks.spawn(async move {
-            let mut micros = Vec::new();
-            while !over.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                client.workflow::<u32>(super::WORKFLOW).start(&steps).await?.result().await?;
-                if measuring.load(Ordering::Relaxed) && !over.load(Ordering::Relaxed) {
-                    micros.push(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+/// Clients at work: each starts its next run when the result of the one before has come.
+pub(super) struct Clients {
+    tasks: JoinSet<Result<Vec<u64>, Fail>>,
+    measuring: Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+}
+
+impl Clients {
+    /// Lets them work until everything is warm.
+    pub(super) async fn warm_up(address: &str, plan: &Plan) -> Result<Self, Fail> {
+        let client = Client::connect(address)?;
+        let (workflow, steps) = (plan.workflow, plan.steps);
+        // The first run also waits for the server and the worker to be there.
+        client.workflow::<u32>(workflow).start(&steps).await?.result().await?;
+        let (measuring, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let mut tasks = JoinSet::new();
+        for _ in 0..plan.clients {
+            let (client, measuring, over) = (client.clone(), Arc::clone(&measuring), Arc::clone(&over));
+            tasks.spawn(async move {
+                let mut micros = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    client.workflow::<u32>(workflow).start(&steps).await?.result().await?;
+                    if measuring.load(Ordering::Relaxed) && !over.load(Ordering::Relaxed) {
+                        micros.push(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+                    }
                 }
-            }
-            Ok::<_, Fail>(micros)
-        });
-    }
-    tokio::time::sleep(WARM_UP).await;
-    measuring.store(true, Ordering::Relaxed);
-    tokio::time::sleep(window).await;
-    over.store(true, Ordering::Relaxed);
-    let mut latencies =
-        Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).map_err(|e| Fail::refused(e.to_string()))?;
-    while let Some(done) = tasks.join_next().await {
-        for micros in done.map_err(|e| Fail::refused(e.to_string()))?? {
-            latencies.saturating_record(micros);
+                Ok::<_, Fail>(micros)
+            });
         }
+        tokio::time::sleep(WARM_UP).await;
+        Ok(Self { tasks, measuring, over })
     }
-    let ms = |q: f64| latencies.value_at_quantile(q) as f64 / 1_000.0;
-    Ok(Load { runs: latencies.len(), p50_ms: ms(0.5), p99_ms: ms(0.99) })
+
+    /// Begins the window: runs that end from here on count.
+    pub(super) fn measure(&self) {
+        self.measuring.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the window.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// What they saw, once the last of them has its result.
+    pub(super) async fn finish(mut self) -> Result<Load, Fail> {
+        let mut latencies =
+            Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).map_err(|e| Fail::refused(e.to_string()))?;
+        while let Some(done) = self.tasks.join_next().await {
+            for micros in done.map_err(|e| Fail::refused(e.to_string()))?? {
+                latencies.saturating_record(micros);
+            }
+        }
+        let ms = |q: f64| latencies.value_at_quantile(q) as f64 / 1_000.0;
+        Ok(Load { runs: latencies.len(), p50_ms: ms(0.5), p99_ms: ms(0.99) })
+    }
 }

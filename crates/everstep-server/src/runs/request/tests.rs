@@ -31,7 +31,8 @@ fn empty_requests_name_what_is_missing() {
 fn a_start_gets_its_defaults() {
     let request =
         api::StartRunRequest { workflow_type: "order".to_owned(), ..api::StartRunRequest::default() };
-    let start = start(request, TraceContext::default()).unwrap();
+    let (start, wait) = start(request, TraceContext::default()).unwrap();
+    assert!(wait.is_zero());
     assert_eq!((start.namespace.as_str(), start.task_queue.as_str()), ("default", "default"));
     assert_eq!((start.reuse, start.conflict), (ReusePolicy::Allow, ConflictPolicy::Fail));
     assert!(!start.workflow_id.is_empty() && start.workflow_id != start.request_id);
@@ -54,8 +55,10 @@ fn a_hostile_start_gets_every_field_named() {
         reuse_policy: 999,
         conflict_policy: -1,
         identity: "i".repeat(256),
+        wait: Some(prost_types::Duration { seconds: 61, nanos: 0 }),
     };
     let all = [
+        "wait",
         "namespace",
         "workflow_id",
         "workflow_type",
