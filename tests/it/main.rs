@@ -2,6 +2,7 @@
 
 mod cluster;
 mod crash;
+mod links;
 mod postgres;
 mod postgres_errors;
 mod run;

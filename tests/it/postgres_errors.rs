@@ -1,18 +1,16 @@
 //! What each failure of Postgres means for an append, and that nothing is lost or doubled by it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use everstep::{Ctx, StepError, WorkflowError};
 use everstep_core::{Actor, CommandId, Duration, Event, EventBody, OpId, Payload, RunId, Seq, Timestamp};
 use everstep_dispatch::InProcess;
+use everstep_faultproxy::{Fault, Proxy, Rule, When};
 use everstep_store::{Append, Error, Log, RunAppend, Verdict};
 use everstep_store_postgres::{PostgresStore, migrate};
 use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
 use everstep_tests::servers::{PostgresServer, require};
 use sqlx::{AssertSqlSafe, PgPool};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 use crate::stores::postgres_options;
@@ -103,68 +101,7 @@ async fn each_sqlstate_means_one_thing() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Stands between a node and Postgres; when armed, it lets one append through and cuts the connection instead
-/// of passing its answer on.
-struct Cutter {
-    url: String,
-    armed: Arc<AtomicBool>,
-    cuts: Arc<AtomicU32>,
-}
-
-impl Cutter {
-    async fn before(url: &str) -> anyhow::Result<Self> {
-        let (login, rest) = url.rsplit_once('@').ok_or_else(|| anyhow::anyhow!("no login in {url}"))?;
-        let (server, name) = rest.split_once('/').ok_or_else(|| anyhow::anyhow!("no name in {url}"))?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("{login}@{}/{name}", listener.local_addr()?);
-        let (armed, cuts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let (server, of) = (server.to_owned(), (Arc::clone(&armed), Arc::clone(&cuts)));
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let Ok(server) = TcpStream::connect(&server).await else { return };
-                tokio::spawn(relay(client, server, of.clone()));
-            }
-        });
-        Ok(Self { url, armed, cuts })
-    }
-}
-
-async fn relay(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    (armed, cuts): (Arc<AtomicBool>, Arc<AtomicU32>),
-) {
-    const DONE: &[u8] = b"Z\0\0\0\x05I";
-    let (mut sent, mut answer) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    // What tells a connection that appends from one that reads is among the options of its first message.
-    let (mut appends, mut swallow) = (false, false);
-    loop {
-        tokio::select! {
-            read = client.read(&mut sent) => {
-                let Ok(bytes @ 1..) = read else { return };
-                let bytes = &sent[..bytes];
-                appends |= bytes.windows(18).any(|w| w == b"force_generic_plan");
-                // Bind and Execute, not the preparation before them.
-                swallow |= appends && bytes[0] == b'B' && armed.swap(false, Ordering::SeqCst);
-                if server.write_all(bytes).await.is_err() {
-                    return;
-                }
-            }
-            read = server.read(&mut answer) => {
-                let Ok(bytes @ 1..) = read else { return };
-                let bytes = &answer[..bytes];
-                if swallow && bytes.ends_with(DONE) {
-                    cuts.fetch_add(1, Ordering::SeqCst);
-                    return;
-                }
-                if !swallow && client.write_all(bytes).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
+/// Each step, before it returns, arms the proxy for the next append: its answer is lost behind its commit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_found_by_its_position() -> anyhow::Result<()> {
     const STEPS: u32 = 5;
@@ -173,19 +110,23 @@ async fn a_commit_whose_answer_is_lost_is_found_by_its_position() -> anyhow::Res
     }
     let url = PostgresServer::shared()?.create_database().await?;
     migrate(&url).await?;
-    let cutter = Cutter::before(&url).await?;
-    let store = PostgresStore::connect(&cutter.url, postgres_options()).await?;
+    let (proxy, url) = Proxy::before(&url, 1).await?;
+    let store = PostgresStore::connect(&url, postgres_options()).await?;
     let node =
         RunningNode::start(Arc::new(store), Arc::new(InProcess::new()), NodeSettings::default()).await?;
-    let armed = Arc::clone(&cutter.armed);
+    let link = proxy.handle();
     let workflow = move |ctx: Ctx, (): ()| {
-        let armed = Arc::clone(&armed);
+        let link = link.clone();
         async move {
             for number in 1..=STEPS {
-                let armed = Arc::clone(&armed);
+                let link = link.clone();
                 let step = ctx.step("cut", move || {
-                    armed.store(true, Ordering::SeqCst);
-                    async move { Ok::<_, StepError>(number) }
+                    let lose = Fault::LoseAnswer { sql: "INSERT INTO events".to_owned() };
+                    let armed = link.add(Rule::from(lose).when(When::Nth(1)));
+                    async move {
+                        armed.map_err(|e| StepError::new("Proxy", e.to_string()).non_retryable())?;
+                        Ok::<_, StepError>(number)
+                    }
                 });
                 step.await?;
             }
@@ -195,7 +136,8 @@ async fn a_commit_whose_answer_is_lost_is_found_by_its_position() -> anyhow::Res
     let _worker = RunningWorker::start(node.worker().register("cut", workflow))?;
     let run = node.client()?.workflow::<u32>("cut").start(&()).await?;
     assert_eq!(run.result().await?, STEPS);
-    assert_eq!(cutter.cuts.load(Ordering::SeqCst), STEPS, "each step's commit lost its answer");
+    let cuts: u64 = proxy.counts().iter().map(|count| count.fired).sum();
+    assert_eq!(cuts, u64::from(STEPS), "each step's commit lost its answer");
     let mut history = run.history(0, false).await?;
     let mut steps = Vec::new();
     while let Some(event) = history.next().await? {

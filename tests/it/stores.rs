@@ -33,5 +33,5 @@ pub(crate) async fn all() -> anyhow::Result<Vec<TestStore>> {
 
 /// The test servers do not sync to disk: a killed process loses nothing by that.
 pub(crate) fn postgres_options() -> PostgresOptions {
-    PostgresOptions { allow_fsync_off: true, appenders: 2, others: 3 }
+    PostgresOptions { allow_fsync_off: true, appenders: 2, others: 3, ..PostgresOptions::default() }
 }

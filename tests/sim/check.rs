@@ -1,91 +1,227 @@
-//! What must hold, told from the store's tables alone.
+//! What must hold of one run, told from its events and the tables beside them, event by event.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use everstep_core::{Event, EventBody, OpId, Run, RunId, RunStatus, Timestamp};
+use everstep_core::{
+    BlockKind, Event, EventBody, OpId, Payload, Run, RunId, Seq, TimerKey, TimerKind, Timestamp,
+};
 use everstep_store::RunTables;
+use everstep_tests::program::{Build, Code, Outcome, Program};
 
 use crate::client::Client;
-use crate::program::{self, Op};
+use crate::model::{self, Model, Waits};
+use crate::worker;
 
-/// True when a terminal event of the step is recorded.
-pub(crate) fn step_ended(history: &[Event], step: OpId) -> bool {
-    history.iter().any(|e| match &e.body {
-        EventBody::StepCompleted { step: s, .. } => *s == step,
-        EventBody::StepFailed { step: s, retry_at, .. } => *s == step && retry_at.is_none(),
-        _ => false,
-    })
+/// What workers did for a run: what they reported is what may be recorded.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    /// The nonce of each step that was executed, and its result if it ends well.
+    pub(crate) steps: BTreeMap<OpId, (String, Payload)>,
+    /// Delays of the timers that were asked for.
+    pub(crate) timers: BTreeMap<OpId, u64>,
 }
 
-/// A history and the tables beside it.
-pub(crate) fn history(
-    run: RunId,
-    history: &[Event],
-    tables: Option<&RunTables>,
-    now: Timestamp,
-) -> Result<(), String> {
-    // Gap-free, one start, epochs rise by claims, the end is last: the fold refuses all else.
-    let folded = Run::fold(run, history).map_err(|e| e.to_string())?.ok_or("no events")?;
-    let tables = tables.ok_or("events without a row")?;
-    if folded.projection() != tables.projection {
-        return Err(format!(
-            "projection differs: fold {:?}, tables {:?}",
-            folded.projection(),
-            tables.projection
-        ));
+/// A run as its events have told it so far.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) run: Run,
+    program: Arc<Program>,
+    pub(crate) ended: BTreeSet<OpId>,
+    signals: Vec<String>,
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) blocked: Option<BlockKind>,
+    /// The event of the last claim: whoever made it is sent all before that at once.
+    pub(crate) attached_at: Seq,
+}
+
+/// What an event is held against.
+pub(crate) struct Facts<'a> {
+    pub(crate) done: Option<&'a Done>,
+    /// The greatest that the database's clock has shown.
+    pub(crate) now_max: Timestamp,
+}
+
+impl Watched {
+    pub(crate) fn new(id: RunId, first: &Event) -> Result<Self, String> {
+        let run = Run::begin(id, first).map_err(|e| e.to_string())?;
+        let program = worker::program_of(first).ok_or("the start names no program")?;
+        Ok(Self {
+            run,
+            program,
+            ended: BTreeSet::new(),
+            signals: Vec::new(),
+            outcome: None,
+            blocked: None,
+            attached_at: 0,
+        })
     }
-    let mut ended = BTreeSet::new();
-    let mut signals = BTreeSet::new();
-    let mut timers = Vec::new();
-    for event in history {
-        if event.at > now {
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.outcome.is_none()
+    }
+
+    /// One event after the first.
+    pub(crate) fn apply(&mut self, event: &Event, facts: &Facts<'_>) -> Result<(), String> {
+        if event.at > facts.now_max {
             return Err(format!("event {} is from the future", event.seq));
         }
+        let due = match &event.body {
+            EventBody::TimerFired { timer } => Some(self.run.timer(*timer)),
+            _ => None,
+        };
+        // Gap-free, one start, epochs rise by claims, the end is last: the fold refuses all else.
+        self.run.apply(event).map_err(|e| e.to_string())?;
+        self.outcome = model::ended(&event.body);
         match &event.body {
-            EventBody::StepCompleted { step, .. } if !ended.insert(*step) => {
-                return Err(format!("step {step} ended twice"));
-            }
-            EventBody::SignalReceived { signal_id, .. } if !signals.insert(signal_id.clone()) => {
-                return Err(format!("signal {signal_id} was recorded twice"));
-            }
-            EventBody::TimerStarted { timer, fire_at } => timers.push((*timer, *fire_at)),
-            EventBody::TimerFired { timer } => {
-                let due = timers.iter().find(|(id, _)| id.0 == timer.id).map(|t| t.1);
-                if due.is_some_and(|due| event.at < due) {
-                    return Err(format!("timer {} fired early", timer.id));
+            EventBody::StepCompleted { step, result, .. } => {
+                let reported = facts.done.and_then(|d| d.steps.get(step));
+                let Some((_, reported)) = reported else { return Err(format!("step {step} never ran")) };
+                if reported != result {
+                    return Err(format!("the result of step {step} is not what was reported"));
                 }
+                self.end_step(*step)
             }
-            _ => {}
+            EventBody::StepFailed { step, retry_at: None, .. } => self.end_step(*step),
+            EventBody::SignalReceived { signal_id, .. } => {
+                if self.signals.contains(signal_id) {
+                    return Err(format!("signal {signal_id} was recorded twice"));
+                }
+                self.signals.push(signal_id.clone());
+                Ok(())
+            }
+            EventBody::TimerStarted { timer, fire_at } => {
+                let asked = facts.done.and_then(|d| d.timers.get(timer)).copied();
+                if asked.is_none_or(|us| fire_at.as_micros() - event.at.as_micros() != us as i64) {
+                    return Err(format!(
+                        "timer {timer} was asked for with {asked:?} us, and is set otherwise"
+                    ));
+                }
+                Ok(())
+            }
+            EventBody::TimerFired { timer } => fired(*timer, due.flatten(), facts),
+            EventBody::WorkerAttached { .. } => {
+                self.attached_at = event.seq;
+                Ok(())
+            }
+            EventBody::RunBlocked(blocked) => self.block(blocked.kind),
+            EventBody::RunUnblocked { .. } => {
+                self.blocked = None;
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
-    Ok(())
+
+    fn end_step(&mut self, step: OpId) -> Result<(), String> {
+        if self.ended.insert(step) { Ok(()) } else { Err(format!("step {step} ended twice")) }
+    }
+
+    fn block(&mut self, kind: BlockKind) -> Result<(), String> {
+        self.blocked = Some(kind);
+        match (kind, &self.program.code) {
+            (BlockKind::Nondeterminism, Code::Renamed { .. }) | (BlockKind::Poison, _) => Ok(()),
+            (kind, code) => Err(format!("blocked for {kind:?}, but the builds differ in {code:?}")),
+        }
+    }
+
+    /// The tables beside the log say what the log says.
+    pub(crate) fn tables(&self, tables: Option<&RunTables>) -> Result<(), String> {
+        let tables = tables.ok_or("events without a row")?;
+        let folded = self.run.projection();
+        if tables.projection.row.owner.is_none() && !tables.wakes.is_empty() {
+            return Err(format!("nobody owns it, and it has wakes: {:?}", tables.wakes));
+        }
+        if folded == tables.projection {
+            return Ok(());
+        }
+        Err(format!("projection differs: fold {folded:?}, tables {:?}", tables.projection))
+    }
+
+    /// A parked run waits only for what will come: a timer or retry with a row, or a signal.
+    pub(crate) fn parked(&self, history: &[Event], tables: &RunTables) -> Result<(), String> {
+        let row = &tables.projection;
+        let mut model = Model::new(Arc::clone(&self.program), Build::of(&row.row.build_id));
+        for event in history {
+            if model.apply(event).is_err() {
+                return Err("parked although the code cannot follow its history".to_owned());
+            }
+        }
+        let timer = |key: TimerKey| row.timers.iter().any(|t| t.key == key);
+        for waits in model.waits() {
+            let comes = match &waits {
+                Waits::Step(id) => timer(TimerKey::retry(*id)),
+                Waits::Timer(id) => timer(TimerKey::timer(*id)),
+                Waits::Signal(name) => !model.has_signal(name),
+            };
+            // A retry whose instant has come woke the run, and is gone.
+            if !comes && row.task.is_none() {
+                return Err(format!("parked, and nothing will bring {waits:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The run ended as its client's program predicts.
+    pub(crate) fn check_end(&self, client: &Client, done: &Done, history: &[Event]) -> Result<(), String> {
+        let ended = self.outcome.as_ref().ok_or("it is still open")?;
+        let prediction = &client.prediction;
+        if !prediction.outcome.admits(ended) {
+            return Err(format!("ended as {ended:?}, predicted was {:?}", prediction.outcome));
+        }
+        let start = self.run.start();
+        if start.namespace != client.namespace || *self.program != *client.program {
+            return Err(format!("it is the run of somebody else: {start:?}"));
+        }
+        for planned in &prediction.steps {
+            let of_nonce = |(id, (nonce, _)): (&OpId, &(String, Payload))| {
+                (*nonce == planned.nonce && self.ended.contains(id)).then_some(*id)
+            };
+            let ends: Vec<OpId> = done.steps.iter().filter_map(of_nonce).collect();
+            if ends.len() > 1 || (planned.required && ends.is_empty()) {
+                return Err(format!("step {} ended {} times", planned.nonce, ends.len()));
+            }
+            let attempt = ends.first().map(|id| last_attempt(history, *id));
+            if attempt.is_some_and(|attempt| attempt < planned.attempts_min) {
+                return Err(format!("step {} ended with attempt {attempt:?}", planned.nonce));
+            }
+        }
+        self.check_signals(client)
+    }
+
+    /// What was acknowledged is there, what is there was sent, in the order in which it was sent.
+    fn check_signals(&self, client: &Client) -> Result<(), String> {
+        let planned = &client.prediction.signals;
+        let order: Option<Vec<usize>> =
+            self.signals.iter().map(|id| planned.iter().position(|p| p.id == *id)).collect();
+        let order = order.ok_or_else(|| format!("signals of nobody: {:?}", self.signals))?;
+        if !order.is_sorted() {
+            return Err(format!("signals were sent one after the other and stand as {order:?}"));
+        }
+        let lost: Vec<&String> = client.acked.iter().filter(|id| !self.signals.contains(id)).collect();
+        if !lost.is_empty() {
+            return Err(format!("acknowledged signals are lost: {lost:?}"));
+        }
+        Ok(())
+    }
 }
 
-/// The run that a client asked for ended as its program and its wishes predict.
-pub(crate) fn outcome(client: &Client, history: &[Event]) -> Result<(), String> {
-    let starts = history.iter().filter(|e| matches!(e.body, EventBody::RunStarted(_))).count();
-    let signals = history.iter().filter(|e| matches!(e.body, EventBody::SignalReceived { .. })).count();
-    if starts != 1 || signals < client.acked {
-        return Err(format!("{starts} starts, {signals} signals, {} were acknowledged", client.acked));
-    }
-    let last = history.last().ok_or("no events")?;
-    match &last.body {
-        EventBody::RunCompleted { .. } => {
-            let program = program::generate(client.program);
-            let steps = program.iter().map(|op| match op {
-                Op::Step { .. } => 1,
-                Op::Parallel(branches) => branches.len(),
-                Op::Sleep { .. } | Op::Signal => 0,
-            });
-            let completed =
-                history.iter().filter(|e| matches!(e.body, EventBody::StepCompleted { .. })).count();
-            let expected: usize = steps.sum();
-            if completed != expected {
-                return Err(format!("{completed} steps are recorded, the program has {expected}"));
-            }
-            Ok(())
+fn fired(timer: TimerKey, due: Option<Timestamp>, facts: &Facts<'_>) -> Result<(), String> {
+    match (timer.kind, due) {
+        (_, None) => Err(format!("timer {timer:?} fired, and was not pending")),
+        (TimerKind::Timer | TimerKind::Retry, Some(due)) if facts.now_max < due => {
+            Err(format!("timer {timer:?} fired early"))
         }
-        EventBody::RunTerminated { .. } if client.terminate => Ok(()),
-        other => Err(format!("ended as {} ({})", other.kind(), RunStatus::Failed)),
+        _ => Ok(()),
     }
+}
+
+fn last_attempt(history: &[Event], id: OpId) -> u32 {
+    let attempts = history.iter().filter_map(|event| match &event.body {
+        EventBody::StepCompleted { step, attempt, .. } | EventBody::StepFailed { step, attempt, .. } => {
+            (*step == id).then_some(*attempt)
+        }
+        _ => None,
+    });
+    attempts.max().unwrap_or(0)
 }

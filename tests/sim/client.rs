@@ -1,30 +1,43 @@
-//! Clients: each starts a run, signals it, and keeps asking until it is answered.
+//! Clients: each starts a run, signals it, and keeps asking until it is answered, also when it has died
+//! meanwhile and knows nothing but its request ids.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use everstep_core::{
-    CommandBody, CommandId, ConflictPolicy, Duration, Payload, Rejection, ReusePolicy, RunId, StartRun,
-    TraceContext,
+    CommandBody, CommandId, ConflictPolicy, Duration, Event, EventBody, Payload, Rejection, ReusePolicy,
+    RunId, StartRun, TraceContext,
 };
 use everstep_engine::{Error, Started};
+use everstep_tests::program::{Prediction, Profile, Program, Source, Wish};
 use uuid::Uuid;
-
-use crate::program;
 
 /// One client and the run it cares for.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) index: usize,
-    pub(crate) program: u64,
+    pub(crate) namespace: &'static str,
+    /// Its number within its namespace: clients of the same number use the same ids.
+    number: usize,
+    pub(crate) program: Arc<Program>,
+    pub(crate) prediction: Prediction,
+    /// Signals after which it does what it wishes besides.
+    wish_after: usize,
+    memory: Memory,
+    /// What was ever acknowledged, whoever remembers.
     pub(crate) run: Option<RunId>,
-    /// Signals that were acknowledged.
-    pub(crate) acked: usize,
-    pub(crate) signals: usize,
-    pub(crate) terminate: bool,
-    pub(crate) terminated: bool,
-    pub(crate) cancel: bool,
-    pub(crate) canceled: bool,
+    pub(crate) acked: BTreeSet<String>,
+}
+
+/// What a client knows until it dies.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    run: Option<RunId>,
+    signals: usize,
+    wished: bool,
 }
 
 /// What a client asks next.
+#[derive(Clone, Debug)]
 pub(crate) enum Ask {
     Start(Box<StartRun>),
     Command { run: RunId, id: CommandId, body: CommandBody },
@@ -32,90 +45,134 @@ pub(crate) enum Ask {
 }
 
 impl Client {
-    pub(crate) fn new(index: usize, program: u64, terminate: bool, cancel: bool) -> Self {
-        let signals = program::signals(&program::generate(program));
+    pub(crate) fn new(namespace: &'static str, number: usize, program_seed: u64, wish_after: u64) -> Self {
+        let program = Arc::new(Source { seed: program_seed, profile: Profile::Sim }.program());
+        let prediction = program.predict();
+        let wish_after = wish_after as usize % (prediction.signals.len() + 1);
         Self {
-            index,
+            namespace,
+            number,
             program,
+            prediction,
+            wish_after,
+            memory: Memory::default(),
             run: None,
-            acked: 0,
-            signals,
-            terminate,
-            terminated: false,
-            cancel,
-            canceled: false,
+            acked: BTreeSet::new(),
         }
     }
 
     pub(crate) fn ask(&self) -> Ask {
-        let Some(run) = self.run else {
-            return Ask::Start(Box::new(StartRun {
-                namespace: "default".into(),
-                workflow_id: format!("w{}", self.index),
-                workflow_type: format!("p{}", self.program),
-                task_queue: "default".into(),
-                input: Payload::default(),
-                request_id: format!("start-{}", self.index),
-                run_timeout: Some(Duration::from_secs(100_000)),
-                reuse: ReusePolicy::Reject,
-                conflict: ConflictPolicy::Fail,
-                trace: TraceContext::default(),
-                identity: "sim".into(),
-            }));
-        };
+        let Some(run) = self.memory.run else { return Ask::Start(Box::new(self.start())) };
         let command = |n: usize, body| Ask::Command { run, id: self.command_id(n), body };
-        if self.cancel && !self.canceled {
-            return command(1_000, CommandBody::Cancel { reason: "sim".into() });
+        let reason = "sim".to_owned();
+        let wishes = !self.memory.wished && self.memory.signals >= self.wish_after;
+        match self.program.wish {
+            Wish::Cancel if wishes => return command(1_000, CommandBody::Cancel { reason }),
+            Wish::Terminate if wishes => return command(2_000, CommandBody::Terminate { reason }),
+            Wish::Nothing | Wish::Cancel | Wish::Terminate => {}
         }
-        if self.acked < self.signals {
-            let signal_id = format!("{}-{}", self.index, self.acked);
-            let body = CommandBody::Signal { name: "go".into(), signal_id, input: Payload::default() };
-            return command(self.acked, body);
+        let Some(signal) = self.prediction.signals.get(self.memory.signals) else { return Ask::Nothing };
+        let input = Payload::json(serde_json::Value::from(signal.id.clone()).to_string());
+        let (name, signal_id) = (signal.name.clone(), signal.id.clone());
+        command(self.memory.signals, CommandBody::Signal { name, signal_id, input })
+    }
+
+    fn start(&self) -> StartRun {
+        let source = serde_json::to_vec(&self.program.source).unwrap_or_default();
+        StartRun {
+            namespace: self.namespace.to_owned(),
+            workflow_id: format!("w{}", self.number),
+            workflow_type: "program".to_owned(),
+            task_queue: "default".to_owned(),
+            input: Payload::json(source),
+            request_id: format!("start-{}", self.number),
+            run_timeout: Some(Duration::from_secs(100_000)),
+            reuse: ReusePolicy::Reject,
+            conflict: ConflictPolicy::Fail,
+            trace: TraceContext::default(),
+            identity: "sim".to_owned(),
         }
-        if self.terminate && !self.terminated {
-            return command(2_000, CommandBody::Terminate { reason: "sim".into() });
-        }
-        Ask::Nothing
     }
 
     fn command_id(&self, n: usize) -> CommandId {
-        CommandId::from_uuid(Uuid::from_u128(((self.index as u128) << 64) | n as u128 | (0xc11e << 100)))
+        CommandId::from_uuid(Uuid::from_u128(((self.number as u128) << 64) | n as u128 | (0xc11e << 100)))
     }
 
-    pub(crate) fn started(&mut self, result: Result<Started, Error>) {
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.ask(), Ask::Nothing)
+    }
+
+    /// The process ends, and another begins with the same request ids.
+    pub(crate) fn die(&mut self) {
+        self.memory = Memory::default();
+    }
+
+    pub(crate) fn started(&mut self, result: Result<Started, Error>) -> Result<(), String> {
         match result {
             Ok(started) => {
-                if let Some(before) = self.run {
-                    assert_eq!(before, started.run_id, "one request id, two runs");
+                if let Some(before) = self.run.filter(|before| *before != started.run_id) {
+                    return Err(format!("one request id, two runs: {before} and {}", started.run_id));
                 }
                 self.run = Some(started.run_id);
+                self.memory.run = self.run;
+                Ok(())
             }
             Err(error) => retryable(&error),
         }
     }
 
-    pub(crate) fn answered(&mut self, result: Result<(), Error>) {
-        match result {
-            Ok(()) if self.cancel && !self.canceled => self.canceled = true,
-            Ok(()) if self.acked < self.signals => self.acked += 1,
-            Ok(()) => self.terminated = true,
+    /// The answer to what was asked. What is acknowledged stands in `log` at once.
+    pub(crate) fn answered(&mut self, asked: &CommandBody, result: Result<(), Error>) -> Result<(), String> {
+        let closed = match result {
+            Ok(()) => false,
             // It may end before the request reaches it: a cancel or terminate then has nothing to do.
-            Err(Error::Rejected(Rejection::RunClosed { .. })) => {
-                if self.cancel && !self.canceled {
-                    self.canceled = true;
-                } else {
-                    assert!(self.acked == self.signals, "a run that waits for signals has ended");
-                    self.terminated = true;
+            Err(Error::Rejected(Rejection::RunClosed { .. })) => true,
+            Err(error) => return retryable(&error),
+        };
+        match asked {
+            CommandBody::Signal { signal_id, .. } => {
+                let at = self.prediction.signals.iter().position(|s| s.id == *signal_id);
+                let Some(planned) = at.and_then(|at| self.prediction.signals.get(at)) else {
+                    return Err(format!("signal {signal_id} was never planned"));
+                };
+                if closed && planned.required && self.program.wish == Wish::Nothing {
+                    return Err(format!("the run has ended, and {signal_id} was not there yet"));
+                }
+                if closed && self.acked.contains(signal_id) {
+                    return Err(format!("signal {signal_id} was acknowledged once and is unknown now"));
+                }
+                if !closed {
+                    self.acked.insert(signal_id.clone());
+                }
+                // An answer to a question of before its death tells the client nothing new.
+                if at == Some(self.memory.signals) {
+                    self.memory.signals += 1;
                 }
             }
-            Err(error) => retryable(&error),
+            CommandBody::Terminate { .. } if closed => {
+                return Err("a run that waits to be terminated has ended otherwise".to_owned());
+            }
+            _ => self.memory.wished = true,
         }
+        Ok(())
     }
 }
 
-fn retryable(error: &Error) {
-    assert!(
-        matches!(error, Error::Store(_) | Error::Contention { .. } | Error::Stopping),
-        "a good request was refused: {error}"
-    );
+/// What an acknowledgement promises stands in the log.
+pub(crate) fn is_recorded(asked: &CommandBody, history: &[Event]) -> bool {
+    history.iter().any(|event| match (asked, &event.body) {
+        (CommandBody::Signal { signal_id, .. }, EventBody::SignalReceived { signal_id: recorded, .. }) => {
+            signal_id == recorded
+        }
+        (CommandBody::Cancel { .. }, EventBody::CancelRequested { .. })
+        | (CommandBody::Terminate { .. }, EventBody::RunTerminated { .. }) => true,
+        _ => false,
+    })
+}
+
+fn retryable(error: &Error) -> Result<(), String> {
+    match error {
+        Error::Store(_) | Error::Contention { .. } | Error::Stopping => Ok(()),
+        error => Err(format!("a good request was refused: {error}")),
+    }
 }

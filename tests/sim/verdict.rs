@@ -1,118 +1,147 @@
 //! What a world is held against, while it plays and at its end.
 
-use everstep_core::RunId;
+use std::collections::BTreeSet;
 
-use crate::check;
-use crate::client::Ask;
+use everstep_core::{BlockKind, EventBody, RunId};
+
+use crate::check::{Done, Facts, Watched};
+use crate::worker;
 use crate::world::World;
 
-/// What a seed, or many, went through.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Totals {
-    pub(crate) events: u64,
-    pub(crate) runs: u64,
-    pub(crate) replies_lost: u64,
-    pub(crate) commits_late: u64,
-    pub(crate) nodes_died: u64,
-    pub(crate) workers_died: u64,
-    pub(crate) workers_stalled: u64,
-    pub(crate) links_cut: u64,
-    pub(crate) hints_lost: u64,
-    pub(crate) conflicts: u64,
-    pub(crate) fenced: u64,
-    pub(crate) re_executed: u64,
+macro_rules! totals {
+    ($($(#[$doc:meta])* $name:ident = $shown:expr;)+) => {
+        /// What a seed, or many, went through.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub(crate) struct Totals { $($(#[$doc])* pub(crate) $name: u64,)+ }
+
+        impl Totals {
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)+
+            }
+
+            /// What has to have happened somewhere, or the simulation proves nothing.
+            pub(crate) fn shown(&self) -> Vec<(&'static str, u64)> {
+                vec![$(($shown, self.$name),)+]
+            }
+        }
+    };
 }
 
-impl Totals {
-    pub(crate) fn add(&mut self, other: &Self) {
-        let pairs = self.fields_mut().into_iter().zip(other.clone().fields_mut().map(|n| *n));
-        pairs.for_each(|(a, b)| *a += b);
-    }
-
-    fn fields_mut(&mut self) -> [&mut u64; 12] {
-        [
-            &mut self.events,
-            &mut self.runs,
-            &mut self.replies_lost,
-            &mut self.commits_late,
-            &mut self.nodes_died,
-            &mut self.workers_died,
-            &mut self.workers_stalled,
-            &mut self.links_cut,
-            &mut self.hints_lost,
-            &mut self.conflicts,
-            &mut self.fenced,
-            &mut self.re_executed,
-        ]
-    }
-
-    pub(crate) fn faults(&self) -> [(&'static str, u64); 10] {
-        [
-            ("a lost commit reply", self.replies_lost),
-            ("a late commit", self.commits_late),
-            ("a dead node", self.nodes_died),
-            ("a dead worker", self.workers_died),
-            ("a stalled worker", self.workers_stalled),
-            ("a cut stream", self.links_cut),
-            ("a lost hint", self.hints_lost),
-            ("a lost race", self.conflicts),
-            ("a fenced commit", self.fenced),
-            ("a re-executed step", self.re_executed),
-        ]
-    }
+totals! {
+    events = "an event";
+    runs = "a run";
+    replies_lost = "a lost commit reply";
+    requests_lost = "a lost append";
+    commits_late = "a late commit";
+    unavailable = "a store that does not answer";
+    nodes_died = "a dead node";
+    workers_died = "a dead worker";
+    workers_stalled = "a stalled worker";
+    clients_died = "a dead client";
+    links_cut = "a cut stream";
+    links_slow = "a slow stream";
+    heartbeats_lost = "a lost heartbeat";
+    hints_lost = "a lost hint";
+    clocks_set = "a database clock that was set";
+    deploys = "a deploy for a blocked run";
+    conflicts = "a lost race";
+    fenced = "a fenced commit";
+    unknown_settled = "an unknown outcome settled";
+    re_executed = "a re-executed step";
+    parked = "a parked run";
+    blocked_nondeterminism = "a run blocked for nondeterminism";
+    blocked_poison = "a run blocked as poison";
+    failed = "a failed run";
+    canceled = "a canceled run";
+    terminated = "a terminated run";
 }
 
 impl World {
     /// Every event, as soon as it is there.
     pub(crate) fn check_new_events(&mut self) {
-        for run in self.store.run_ids_sync() {
-            let known = self.checked.get(&run).copied().unwrap_or(0);
-            let tail = self.store.read_events_sync(run, known as u64, usize::MAX);
-            if tail.is_empty() {
-                continue;
+        for run in self.store.take_touched() {
+            if let Err(problem) = self.check_run(run) {
+                self.fail(&format!("run {run}: {problem}"));
             }
-            let history = self.store.read_events_sync(run, 0, usize::MAX);
-            let tables = self.store.run_tables_sync(run);
-            if let Err(problem) = check::history(run, &history, tables.as_ref(), self.db()) {
-                panic!("seed {}: {run}: {problem}", self.seed);
-            }
-            self.totals.events += tail.len() as u64;
-            self.checked.insert(run, history.len());
         }
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        let answered = self.clients.iter().all(|c| matches!(c.ask(), Ask::Nothing));
-        answered && self.stuck().is_empty()
+    fn check_run(&mut self, run: RunId) -> Result<(), String> {
+        let known = self.watched.get(&run).map_or(0, |w| w.run.seq());
+        let tail = self.store.truth().read_events_sync(run, known, usize::MAX);
+        let now_max = self.db_max();
+        let mut news = tail.iter();
+        if known == 0 {
+            let Some(first) = news.next() else { return Ok(()) };
+            self.watched.insert(run, Watched::new(run, first)?);
+        }
+        let Some(watched) = self.watched.get_mut(&run) else { return Ok(()) };
+        let facts = Facts { done: self.done.get(&run), now_max };
+        for event in news {
+            watched.apply(event, &facts)?;
+            let total = match &event.body {
+                EventBody::RunBlocked(b) if b.kind == BlockKind::Poison => &mut self.totals.blocked_poison,
+                EventBody::RunBlocked(_) => &mut self.totals.blocked_nondeterminism,
+                EventBody::RunFailed { .. } => &mut self.totals.failed,
+                EventBody::RunCanceled { .. } => &mut self.totals.canceled,
+                EventBody::RunTerminated { .. } => &mut self.totals.terminated,
+                _ => continue,
+            };
+            *total += 1;
+        }
+        self.totals.events += tail.len() as u64;
+        if tail.is_empty() {
+            return Ok(());
+        }
+        let tables = self.store.truth().run_tables_sync(run);
+        watched.tables(tables.as_ref())?;
+        if tail.last().is_some_and(worker::is_parked)
+            && let Some(tables) = &tables
+        {
+            self.totals.parked += 1;
+            watched.parked(&self.store.truth().read_events_sync(run, 0, usize::MAX), tables)?;
+        }
+        Ok(())
     }
 
+    /// Open runs, in words.
     pub(crate) fn stuck(&self) -> Vec<String> {
-        let open =
-            |run: &RunId| self.store.run_tables_sync(*run).filter(|t| !t.projection.row.status.is_closed());
-        let runs = self.store.run_ids_sync();
-        runs.iter()
-            .filter_map(|run| {
-                let tables = open(run)?;
-                let kinds: Vec<String> = self
-                    .store
-                    .read_events_sync(*run, 0, usize::MAX)
-                    .iter()
-                    .map(|e| format!("{}@{}", e.body.kind(), e.epoch))
-                    .collect();
-                Some(format!("{run} {kinds:?} {tables:?}"))
-            })
-            .collect()
+        let truth = self.store.truth();
+        let open = self.watched.iter().filter(|(_, w)| w.is_open());
+        open.map(|(run, _)| {
+            let history = truth.read_events_sync(*run, 0, usize::MAX);
+            let kinds: Vec<String> =
+                history.iter().map(|e| format!("{}@{}", e.body.kind(), e.epoch)).collect();
+            format!("{run} {kinds:?} {:?}", truth.run_tables_sync(*run))
+        })
+        .collect()
     }
 
     pub(crate) fn check_end(&mut self) {
+        let mut runs = BTreeSet::new();
+        let none = Done::default();
         for client in &self.clients {
-            let Some(run) = client.run else { panic!("seed {}: a start was never answered", self.seed) };
-            let history = self.store.read_events_sync(run, 0, usize::MAX);
-            if let Err(problem) = check::outcome(client, &history) {
-                panic!("seed {}: {run}: {problem}", self.seed);
+            let Some(run) = client.run else { self.fail("a start was never answered") };
+            if !runs.insert(run) {
+                self.fail(&format!("run {run} is the answer to two starts"));
             }
-            self.totals.runs += 1;
+            let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
+            let Some(watched) = self.watched.get(&run) else { self.fail(&format!("run {run} is nowhere")) };
+            let done = self.done.get(&run).unwrap_or(&none);
+            if let Err(problem) = watched.check_end(client, done, &history) {
+                self.fail(&format!("run {run}: {problem}"));
+            }
         }
-        assert_eq!(self.store.run_ids_sync().len(), self.clients.len(), "seed {}: phantom runs", self.seed);
+        if self.watched.len() != self.clients.len() {
+            self.fail(&format!("{} runs of {} clients", self.watched.len(), self.clients.len()));
+        }
+        self.totals.runs += runs.len() as u64;
+        self.totals.re_executed = self.executed.values().map(|n| n - 1).sum();
+        let fired = self.store.fired();
+        self.totals.replies_lost = fired.replies_lost;
+        self.totals.requests_lost = fired.requests_lost;
+        self.totals.commits_late = fired.commits_late;
+        self.totals.unavailable = fired.unavailable;
+        self.count_nodes();
     }
 }

@@ -1,44 +1,58 @@
-//! The worker's side of the stream, as a model.
+//! The worker's side of the stream, as a model: leases, attempts, commits, parking.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use everstep_core::{
-    CommitCommand, Duration, Epoch, Event, EventBody, Failure, OpId, Payload, Rejection, RetryPolicy, RunId,
-    SessionId, WorkerCommit,
+    CommitCommand, DetachReason, Duration, Epoch, Event, EventBody, Failure, OpId, Payload, Rejection, RunId,
+    Seq, SessionId, WorkerCommit,
 };
 use everstep_engine::{HeldRun, WorkerIn, WorkerOut};
+use everstep_tests::program::{Build, Ends, FLAKY, Program, REFUSED, Source};
 
-use crate::program::{self, Op, Wants};
+use crate::model::{Attempt, Model, Obstacle, Work};
+use crate::world::MARGIN_US;
 
-/// Microseconds before the lease's end in which nothing is started.
-pub(crate) const MARGIN_US: u64 = 500_000;
+/// A step that runs longer than this shows as started.
+const SHOW_STARTED_US: u64 = 20_000;
 
 /// A run that a worker holds.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) epoch: Epoch,
-    pub(crate) program: Vec<Op>,
-    pub(crate) history: Vec<Event>,
-    pub(crate) number: u32,
-    pub(crate) unacked: Vec<WorkerCommit>,
-    /// Attempts that run or whose end is on its way.
-    pub(crate) busy: BTreeSet<OpId>,
-    timers_sent: BTreeSet<OpId>,
-    ending: bool,
+    program: Arc<Program>,
+    model: Model,
+    seen: Seq,
+    number: u32,
+    unacked: Vec<WorkerCommit>,
+    /// Attempts that run, and when they show as started.
+    running: BTreeMap<OpId, (Attempt, Option<u64>)>,
+    /// Attempts that wait for their instant, or for the lease: those have no row that would wake a parked run.
+    waiting: BTreeMap<OpId, Waiting>,
+    idle_since: Option<u64>,
+    leaving: bool,
+    given_up: bool,
+    /// Database time of the last event, and when it came.
+    clock: Option<(i64, u64)>,
+}
+
+/// An attempt that cannot begin yet.
+#[derive(Debug)]
+struct Waiting {
+    at_us: u64,
+    attempt: Attempt,
+    for_lease: bool,
 }
 
 /// What a worker wants of the world.
 #[derive(Debug)]
 pub(crate) enum Act {
     Send(WorkerIn),
-    /// Run an attempt: its result comes back after so many microseconds.
+    /// Run an attempt, which ends after its step's time.
     Execute {
         run: RunId,
         epoch: Epoch,
-        step: OpId,
-        attempt: u32,
-        fails: bool,
-        after_us: u64,
+        attempt: Attempt,
     },
     /// Look at the run again then.
     Later {
@@ -51,8 +65,10 @@ pub(crate) enum Act {
 }
 
 /// One worker process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Worker {
+    pub(crate) build: Build,
+    pub(crate) park_after_us: u64,
     pub(crate) session: Option<SessionId>,
     pub(crate) runs: BTreeMap<RunId, Held>,
     pub(crate) lease_us: u64,
@@ -62,23 +78,37 @@ pub(crate) struct Worker {
     pub(crate) connected_us: u64,
     /// Greeted on the present stream: until then nothing is said, because what is unanswered goes first.
     pub(crate) welcomed: bool,
-    pub(crate) fenced: u64,
 }
 
 impl Worker {
-    pub(crate) fn may_start(&self, now_us: u64) -> bool {
+    pub(crate) fn new(build: Build, park_after_us: u64) -> Self {
+        Self {
+            build,
+            park_after_us,
+            session: None,
+            runs: BTreeMap::new(),
+            lease_us: 0,
+            renewed_us: 0,
+            sent: BTreeMap::new(),
+            connected_us: 0,
+            welcomed: false,
+        }
+    }
+
+    pub(crate) fn build_id(&self) -> &'static str {
+        match self.build {
+            Build::A => "A",
+            Build::B => "B",
+        }
+    }
+
+    fn may_start(&self, now_us: u64) -> bool {
         self.session.is_some() && now_us + MARGIN_US < self.renewed_us + self.lease_us
     }
 
     pub(crate) fn held(&self) -> Vec<HeldRun> {
-        self.runs
-            .iter()
-            .map(|(&run_id, h)| HeldRun {
-                run_id,
-                epoch: h.epoch,
-                seen: h.history.last().map_or(0, |e| e.seq),
-            })
-            .collect()
+        let held = |(&run_id, h): (&RunId, &Held)| HeldRun { run_id, epoch: h.epoch, seen: h.seen };
+        self.runs.iter().map(held).collect()
     }
 
     pub(crate) fn drop_all(&mut self) {
@@ -97,15 +127,13 @@ impl Worker {
                 self.session = Some(session_id);
                 self.welcomed = true;
                 self.renewed_us = self.connected_us;
-                let resend = |(&run_id, h): (&RunId, &Held)| {
-                    h.unacked
-                        .iter()
-                        .map(move |c| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() }))
-                        .collect()
+                let again = |(&run_id, h): (&RunId, &Held)| -> Vec<Act> {
+                    let send = |c: &WorkerCommit| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() });
+                    h.unacked.iter().map(send).collect()
                 };
-                let mut acts: Vec<Act> = self.runs.iter().flat_map(|r| -> Vec<Act> { resend(r) }).collect();
+                let mut acts: Vec<Act> = self.runs.iter().flat_map(again).collect();
                 let runs: Vec<RunId> = self.runs.keys().copied().collect();
-                acts.extend(runs.into_iter().flat_map(|run| self.advance(run, now_us)));
+                acts.extend(runs.into_iter().flat_map(|run| self.go_on(run, now_us)));
                 acts
             }
             WorkerOut::HeartbeatAck { number } => {
@@ -116,26 +144,18 @@ impl Worker {
             }
             WorkerOut::Activate { run_id, epoch, events, base } => {
                 assert!(base.is_none());
-                self.activate(run_id, epoch, events.to_vec());
-                self.advance(run_id, now_us)
+                let mut acts = self.activate(run_id, epoch, &events, now_us);
+                acts.extend(self.go_on(run_id, now_us));
+                acts
             }
             WorkerOut::Events { run_id, epoch, events, from, committed } => {
-                self.events((run_id, epoch), &events, from, committed);
-                self.advance(run_id, now_us)
+                let news = events.iter().filter(|e| e.seq >= from);
+                let mut acts = self.events((run_id, epoch), news, committed, now_us);
+                acts.extend(self.go_on(run_id, now_us));
+                acts
             }
             WorkerOut::Rejected { run_id, epoch, rejection, number } => {
-                let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else {
-                    return Vec::new();
-                };
-                if matches!(rejection, Rejection::UnseenEvents { .. }) {
-                    held.unacked.retain(|c| c.number != number);
-                    held.ending = false;
-                    return self.advance(run_id, now_us);
-                }
-                assert!(!matches!(rejection, Rejection::InvalidCommands { .. }), "{rejection}");
-                self.fenced += 1;
-                self.runs.remove(&run_id);
-                Vec::new()
+                self.rejected((run_id, epoch), &rejection, number, now_us)
             }
             WorkerOut::Evict { run_id, epoch, .. } => {
                 if self.runs.get(&run_id).is_some_and(|h| h.epoch == epoch) {
@@ -151,130 +171,275 @@ impl Worker {
         }
     }
 
-    fn activate(&mut self, run_id: RunId, epoch: Epoch, history: Vec<Event>) {
-        let EventBody::RunStarted(start) = &history[0].body else {
-            panic!("a history begins with its start")
-        };
-        let Ok(seed) = start.workflow_type[1..].parse() else { panic!("the workflow type names no program") };
-        for (i, event) in history.iter().enumerate() {
-            assert_eq!(event.seq, i as u64 + 1, "an activation has a gap");
+    fn rejected(
+        &mut self,
+        (run_id, epoch): (RunId, Epoch),
+        rejection: &Rejection,
+        number: u32,
+        now_us: u64,
+    ) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return Vec::new() };
+        if matches!(rejection, Rejection::UnseenEvents { .. }) {
+            held.unacked.retain(|c| c.number != number);
+            held.leaving = held.given_up;
+            held.idle_since = None;
+            // Instants that came meanwhile were not looked at.
+            return self.look(run_id, now_us);
         }
-        if self.runs.get(&run_id).is_some_and(|h| h.epoch >= epoch) {
-            return;
-        }
-        let held = Held {
-            epoch,
-            program: program::generate(seed),
-            history,
-            number: 0,
-            unacked: Vec::new(),
-            busy: BTreeSet::new(),
-            timers_sent: BTreeSet::new(),
-            ending: false,
-        };
-        self.runs.insert(run_id, held);
+        assert!(!matches!(rejection, Rejection::InvalidCommands { .. }), "run {run_id}: {rejection}");
+        self.runs.remove(&run_id);
+        Vec::new()
     }
 
-    fn events(&mut self, (run_id, epoch): (RunId, Epoch), events: &[Event], from: u64, committed: u32) {
-        let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return };
-        for event in events.iter().filter(|e| e.seq >= from) {
-            let last = held.history.last().map_or(0, |e| e.seq);
-            if event.seq <= last {
+    fn activate(&mut self, run_id: RunId, epoch: Epoch, history: &[Event], now_us: u64) -> Vec<Act> {
+        if self.runs.get(&run_id).is_some_and(|h| h.epoch >= epoch) {
+            return Vec::new();
+        }
+        let Some(program) = history.first().and_then(program_of) else {
+            panic!("a history begins with its start")
+        };
+        let held = Held {
+            epoch,
+            model: Model::new(Arc::clone(&program), self.build),
+            program,
+            seen: 0,
+            number: 0,
+            unacked: Vec::new(),
+            running: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            idle_since: None,
+            leaving: false,
+            given_up: false,
+            clock: None,
+        };
+        self.runs.insert(run_id, held);
+        self.replay(run_id, history, now_us)
+    }
+
+    /// Applies a whole history, also where it says that an earlier owner let go.
+    fn replay(&mut self, run_id: RunId, history: &[Event], now_us: u64) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run_id) else { return Vec::new() };
+        for event in history {
+            assert_eq!(event.seq, held.seen + 1, "run {run_id}: an activation has a gap");
+            if let Err(obstacle) = held.apply(event, now_us) {
+                return self.give_up(run_id, obstacle);
+            }
+        }
+        Vec::new()
+    }
+
+    fn events<'a>(
+        &mut self,
+        (run_id, epoch): (RunId, Epoch),
+        events: impl Iterator<Item = &'a Event>,
+        committed: u32,
+        now_us: u64,
+    ) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return Vec::new() };
+        held.unacked.retain(|c| c.number > committed);
+        for event in events {
+            if event.seq <= held.seen {
                 continue;
             }
-            assert_eq!(event.seq, last + 1, "run {run_id}: the stream has a gap");
-            held.history.push(event.clone());
-            if let EventBody::StepFailed { step, .. } = &event.body {
-                held.busy.remove(step);
-            }
+            assert!(
+                event.seq == held.seen + 1 || held.given_up,
+                "run {run_id}: the stream has a gap: {} after {}",
+                event.seq,
+                held.seen
+            );
             let detached = matches!(event.body, EventBody::WorkerDetached { .. } | EventBody::RunBlocked(_));
             if detached || event.body.is_terminal() {
                 self.runs.remove(&run_id);
-                return;
+                return Vec::new();
+            }
+            if held.given_up {
+                continue;
+            }
+            if let Err(obstacle) = held.apply(event, now_us) {
+                return self.give_up(run_id, obstacle);
             }
         }
-        held.unacked.retain(|c| c.number > committed);
+        Vec::new()
+    }
+
+    /// The code cannot go on here: the run is given back, or blocked.
+    fn give_up(&mut self, run_id: RunId, obstacle: Obstacle) -> Vec<Act> {
+        let build_id = self.build_id().to_owned();
+        let Some(held) = self.runs.get_mut(&run_id) else { return Vec::new() };
+        held.given_up = true;
+        held.leaving = true;
+        held.running.clear();
+        held.waiting.clear();
+        let command = match obstacle {
+            Obstacle::Panicked(reason) => CommitCommand::Release { reason },
+            Obstacle::Blocked(mut blocked) => {
+                blocked.build_id = build_id;
+                CommitCommand::Block(blocked)
+            }
+        };
+        held.commit(run_id, vec![command])
+    }
+
+    /// An instant that the worker waits for has come.
+    pub(crate) fn look(&mut self, run_id: RunId, now_us: u64) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run_id).filter(|h| !h.leaving) else { return Vec::new() };
+        let mut commands = Vec::new();
+        for (attempt, show_at) in held.running.values_mut() {
+            if show_at.is_some_and(|at| at <= now_us) {
+                *show_at = None;
+                let (step, name) = (attempt.id, attempt.name.clone());
+                commands.push(CommitCommand::StartStep { step, name, attempt: attempt.attempt });
+            }
+        }
+        let mut acts = held.commit(run_id, commands);
+        let due: Vec<OpId> =
+            held.waiting.iter().filter(|(_, w)| w.at_us <= now_us).map(|(id, _)| *id).collect();
+        for id in due {
+            let waited = self.runs.get_mut(&run_id).and_then(|h| h.waiting.remove(&id));
+            if let Some(waited) = waited {
+                acts.extend(self.begin(run_id, waited.attempt, now_us));
+            }
+        }
+        acts.extend(self.go_on(run_id, now_us));
+        acts
     }
 
     /// Does whatever the run's workflow wants and is not done or on its way.
-    pub(crate) fn advance(&mut self, run: RunId, now_us: u64) -> Vec<Act> {
+    fn go_on(&mut self, run_id: RunId, now_us: u64) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run_id).filter(|h| !h.leaving) else { return Vec::new() };
+        let (mut acts, mut commands, mut attempts) = (Vec::new(), Vec::new(), Vec::new());
+        for work in held.model.take_work() {
+            match work {
+                Work::Command(command) => commands.push(command),
+                Work::Finish(command) => {
+                    held.leaving = true;
+                    commands.push(command);
+                }
+                Work::Attempt(attempt) => attempts.push(attempt),
+            }
+        }
+        for attempt in attempts {
+            acts.extend(self.begin(run_id, attempt, now_us));
+        }
+        let park_after = self.park_after_us;
+        if let Some(held) = self.runs.get_mut(&run_id) {
+            acts.extend(held.commit(run_id, commands));
+            acts.extend(held.leave_if_idle(run_id, park_after, now_us));
+        }
+        acts
+    }
+
+    fn begin(&mut self, run: RunId, attempt: Attempt, now_us: u64) -> Vec<Act> {
         let may_start = self.may_start(now_us);
         let Some(held) = self.runs.get_mut(&run) else { return Vec::new() };
-        if held.ending {
-            return Vec::new();
+        let epoch = held.epoch;
+        let due_us = held.until(attempt.not_before.map_or(0, |at| at.as_micros()), now_us);
+        if due_us > 0 || !may_start {
+            let at_us = now_us + if due_us > 0 { due_us } else { self.lease_us.max(1_000) / 10 };
+            held.waiting.insert(attempt.id, Waiting { at_us, attempt, for_lease: due_us == 0 });
+            return vec![Act::Later { run, epoch, at_us }];
         }
-        let Wants { attempts, timers, done } = program::wants(&held.program, &held.history);
-        let (epoch, mut acts, mut commands) = (held.epoch, Vec::new(), Vec::new());
-        let mut waits_long = true;
-        for (step, attempt, fails, slow_us, due) in attempts {
-            if held.busy.contains(&step) {
-                waits_long = false;
-                continue;
-            }
-            let due_us = crate::world::from_db(due);
-            if due_us > now_us {
-                waits_long &= due_us > now_us + 2_000_000;
-                acts.push(Act::Later { run, epoch, at_us: due_us });
-            } else if may_start {
-                waits_long = false;
-                held.busy.insert(step);
-                if slow_us > 20_000 {
-                    commands.push(CommitCommand::StartStep { step, name: "s".into(), attempt });
-                }
-                acts.push(Act::Execute { run, epoch, step, attempt, fails, after_us: slow_us });
-            } else {
-                waits_long = false;
-                acts.push(Act::Later { run, epoch, at_us: now_us + 300_000 });
-            }
-        }
-        for (timer, us) in timers {
-            if held.timers_sent.insert(timer) {
-                commands.push(CommitCommand::StartTimer { timer, delay: Duration::from_micros(us) });
-            }
-        }
-        if done {
-            held.ending = true;
-            commands.push(CommitCommand::CompleteRun { result: Payload::json("1"), unconsumed: Vec::new() });
-        } else if waits_long && commands.is_empty() && held.unacked.is_empty() {
-            held.ending = true;
-            commands.push(CommitCommand::Park);
-        }
-        acts.extend(self.commit(run, commands));
+        let mut acts = Vec::new();
+        let slow = attempt.step.slow_us > SHOW_STARTED_US;
+        let show_at = slow.then_some(now_us + SHOW_STARTED_US);
+        acts.extend(show_at.map(|at_us| Act::Later { run, epoch, at_us }));
+        held.running.insert(attempt.id, (attempt.clone(), show_at));
+        acts.push(Act::Execute { run, epoch, attempt });
         acts
     }
 
     /// An attempt has ended.
-    pub(crate) fn executed(
-        &mut self,
-        (run, epoch): (RunId, Epoch),
-        step: OpId,
-        attempt: u32,
-        fails: bool,
-    ) -> Vec<Act> {
-        if self.runs.get(&run).is_none_or(|h| h.epoch != epoch || h.ending) {
+    pub(crate) fn executed(&mut self, run: RunId, epoch: Epoch, attempt: &Attempt, now_us: u64) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run).filter(|h| h.epoch == epoch) else { return Vec::new() };
+        if held.running.remove(&attempt.id).is_none() || held.leaving {
             return Vec::new();
         }
-        let elapsed = Duration::from_micros(1);
-        let name = "s".to_owned();
-        let command = if fails {
-            let failure = Failure::new("Sim", "as planned");
-            CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy: RetryPolicy::default() }
-        } else {
-            let result = Payload::json(format!("\"{run}/{step}\""));
-            CommitCommand::CompleteStep { step, name, attempt, elapsed, result }
+        let policy = held.program.source.profile.retry_policy();
+        let (step, name, attempt_number) = (attempt.id, attempt.name.clone(), attempt.attempt);
+        let elapsed = Duration::from_micros(attempt.step.slow_us);
+        let fail = |failure| CommitCommand::FailStep {
+            step,
+            name: name.clone(),
+            attempt: attempt_number,
+            elapsed,
+            failure,
+            policy,
         };
-        self.commit(run, vec![command])
+        let command = match attempt.step.ends(attempt_number) {
+            Ends::Flaky => fail(Failure::new(FLAKY, "as planned")),
+            Ends::Refused => fail(Failure::new(REFUSED, attempt.step.nonce.clone()).non_retryable()),
+            Ends::Well => {
+                let result = result_of(attempt);
+                CommitCommand::CompleteStep {
+                    step,
+                    name: name.clone(),
+                    attempt: attempt_number,
+                    elapsed,
+                    result,
+                }
+            }
+        };
+        let mut acts = held.commit(run, vec![command]);
+        acts.extend(self.go_on(run, now_us));
+        acts
+    }
+}
+
+impl Held {
+    fn apply(&mut self, event: &Event, now_us: u64) -> Result<(), Obstacle> {
+        self.seen = event.seq;
+        self.clock = Some((event.at.as_micros(), now_us));
+        self.model.apply(event)
+    }
+
+    /// How long until an instant of database time, judged by the last event's.
+    fn until(&self, at_micros: i64, now_us: u64) -> u64 {
+        let Some((db, here)) = self.clock else { return 0 };
+        let left = u64::try_from(at_micros.saturating_sub(db)).unwrap_or(0);
+        left.saturating_sub(now_us.saturating_sub(here))
+    }
+
+    fn leave_if_idle(&mut self, run: RunId, park_after_us: u64, now_us: u64) -> Vec<Act> {
+        let soon = now_us + park_after_us;
+        let attempt_soon = self.waiting.values().any(|w| w.at_us <= soon || w.for_lease);
+        let busy = !self.running.is_empty() || !self.unacked.is_empty();
+        if self.leaving || !self.model.is_waiting() || busy || attempt_soon {
+            self.idle_since = None;
+            return Vec::new();
+        }
+        let since = *self.idle_since.get_or_insert(now_us);
+        if now_us >= since + park_after_us {
+            self.idle_since = None;
+            self.leaving = true;
+            return self.commit(run, vec![CommitCommand::Park]);
+        }
+        vec![Act::Later { run, epoch: self.epoch, at_us: since + park_after_us }]
     }
 
     fn commit(&mut self, run_id: RunId, commands: Vec<CommitCommand>) -> Vec<Act> {
-        let Some(held) = self.runs.get_mut(&run_id) else { return Vec::new() };
         if commands.is_empty() {
             return Vec::new();
         }
-        held.number += 1;
-        let seen = held.history.last().map_or(0, |e| e.seq);
-        let commit = WorkerCommit { epoch: held.epoch, number: held.number, seen, commands };
-        held.unacked.push(commit.clone());
+        self.number += 1;
+        let commit = WorkerCommit { epoch: self.epoch, number: self.number, seen: self.seen, commands };
+        self.unacked.push(commit.clone());
         vec![Act::Send(WorkerIn::Commit { run_id, commit })]
     }
+}
+
+/// What an attempt that ends well returns.
+pub(crate) fn result_of(attempt: &Attempt) -> Payload {
+    Payload::json(serde_json::Value::from(attempt.step.result()).to_string())
+}
+
+/// The program that a run's first event names.
+pub(crate) fn program_of(first: &Event) -> Option<Arc<Program>> {
+    let EventBody::RunStarted(start) = &first.body else { return None };
+    let source: Source = serde_json::from_slice(&start.input.data).ok()?;
+    Some(Arc::new(source.program()))
+}
+
+/// True when the event says that a worker let go because the workflow only waits.
+pub(crate) fn is_parked(event: &Event) -> bool {
+    matches!(event.body, EventBody::WorkerDetached { reason: DetachReason::Parked })
 }

@@ -1,42 +1,50 @@
-//! The world of one seed: its clock, its queue of things to come, its nodes, workers, clients and faults.
+//! The world of one seed: its clocks, its queue of things to come, its clients, and what is done when they come.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use everstep_core::{Duration, Epoch, Event, NodeId, OpId, QueueKey, RunId, SessionId, Timestamp};
-use everstep_dispatch::{Delivery, TaskHint};
-use everstep_engine::node::{Input, Node, NodeConfig, Output};
-use everstep_engine::{Hello, WorkerIn, WorkerOut};
-use everstep_store::{Append, Error, MemoryStore, Verdict};
+use everstep_core::{Duration, Epoch, NodeId, OpId, RunId, Seq, Timestamp};
+use everstep_dispatch::TaskHint;
+use everstep_engine::WorkerOut;
+use everstep_engine::node::{Input, Output};
+use everstep_store::{Append, AppendReply};
+use everstep_tests::program::{Build, Dice};
 use uuid::Uuid;
 
-use crate::check;
+use crate::check::{Done, Watched};
 use crate::client::{Ask, Client};
-use crate::faults::{Dice, Rates};
+use crate::faults::Rates;
+use crate::model::Attempt;
+use crate::nodes::NodeSeat;
+use crate::store::SimStore;
 use crate::verdict::Totals;
-use crate::worker::{Act, Worker};
+use crate::workers::WorkerSeat;
 
 /// Database time of the world's beginning, in microseconds.
-const EPOCH_US: i64 = 1_700_000_000_000_000;
-const SWEEP_US: u64 = 1_000_000;
-const LEASE: Duration = Duration::from_secs(6);
+pub(crate) const EPOCH_US: i64 = 1_700_000_000_000_000;
+pub(crate) const LEASE: Duration = Duration::from_secs(6);
+/// Microseconds before the lease's end in which a worker starts nothing.
+pub(crate) const MARGIN_US: u64 = 600_000;
 /// Faults stop here.
-const HEAL_US: u64 = 60_000_000;
-/// From then on, workers come back with another build so often.
-const DEPLOY_US: u64 = 30_000_000;
+pub(crate) const HEAL_US: u64 = 60_000_000;
+/// From then on, an operator looks after blocked runs so often.
+const OPERATOR_US: u64 = 15_000_000;
 /// Every run has to be closed by then.
-const END_US: u64 = 400_000_000;
+const END_US: u64 = 600_000_000;
+/// How long a world goes on when all runs have ended: what comes late must change nothing.
+const GRACE_US: u64 = 3_000_000;
 /// A world that does this much makes no progress.
 const STEPS_MAX: u64 = 600_000;
-
-pub(crate) fn from_db(at: Timestamp) -> u64 {
-    u64::try_from(at.as_micros() - EPOCH_US).unwrap_or(0)
-}
+/// The database's clock is never further from where it began than this.
+const CLOCK_OFF_MAX_US: i64 = 10_000_000;
+const NAMESPACES: [&str; 2] = ["default", "other"];
 
 /// Something that will happen.
 #[derive(Debug)]
-enum Coming {
+pub(crate) enum Coming {
     ToNode {
         node: usize,
         life: u64,
@@ -47,14 +55,15 @@ enum Coming {
         link: u64,
         message: WorkerOut,
     },
+    WorkerReads {
+        worker: usize,
+    },
     Executed {
         worker: usize,
         life: u64,
         run: RunId,
         epoch: Epoch,
-        step: OpId,
-        attempt: u32,
-        fails: bool,
+        attempt: Attempt,
     },
     Look {
         worker: usize,
@@ -83,170 +92,234 @@ enum Coming {
     },
     ReviveWorker {
         worker: usize,
+        build: Build,
     },
+    /// A client asks, and comes back if it is not done then.
     Client {
         client: usize,
+    },
+    /// A client asks at once, because its run does something now.
+    Impatient {
+        client: usize,
+    },
+    /// An append reaches the store, also one of a node that is gone.
+    Commit {
+        node: usize,
+        life: u64,
+        ticket: u64,
+        append: Box<Append>,
+    },
+    Appended {
+        node: usize,
+        life: u64,
+        ticket: u64,
+        reply: AppendReply,
     },
     LateCommit {
         append: Box<Append>,
     },
+    /// A question reaches the store.
+    Ask {
+        node: usize,
+        life: u64,
+        output: Box<Output>,
+    },
     Hint {
+        node: usize,
         hint: TaskHint,
     },
-    /// Every worker comes back with another build: what was blocked as poison is tried again.
-    Deploy,
+    /// The database's clock may be set.
+    SetClock,
+    /// Blocked runs get other code.
+    Operator,
+    Heal,
 }
 
-struct NodeSeat {
-    node: Option<Node>,
-    id: NodeId,
-    life: u64,
-    pulls: BTreeMap<QueueKey, usize>,
-}
-
-struct WorkerSeat {
-    worker: Option<Worker>,
-    life: u64,
-    node: usize,
-    link: u64,
-    stalled_until: u64,
+/// Where the story of a world goes.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Trace {
+    #[default]
+    Off,
+    Loud,
+    Keep(Rc<RefCell<Vec<String>>>),
 }
 
 /// One seed's world.
 pub(crate) struct World {
     pub(crate) seed: u64,
-    loud: bool,
-    dice: Dice,
-    rates: Rates,
-    now: Arc<AtomicU64>,
-    pub(crate) store: Arc<MemoryStore>,
+    trace: Trace,
+    pub(crate) dice: Dice,
+    pub(crate) rates: Rates,
+    /// Microseconds since the beginning, which no clock in the world can turn back.
+    now: u64,
+    /// The database's clock.
+    db: Arc<AtomicI64>,
+    db_off: i64,
+    db_off_max: i64,
+    /// Until then, leases have ended early because the database's clock was set forward.
+    pub(crate) leases_unsound_until: u64,
+    pub(crate) store: SimStore,
     coming: BTreeMap<(u64, u64), Coming>,
     order: u64,
-    nodes: Vec<NodeSeat>,
-    workers: Vec<WorkerSeat>,
+    pub(crate) hints_shared: bool,
+    pub(crate) nodes: Vec<NodeSeat>,
+    pub(crate) workers: Vec<WorkerSeat>,
     pub(crate) clients: Vec<Client>,
-    hints: VecDeque<TaskHint>,
+    pub(crate) hints: Vec<(usize, TaskHint)>,
     /// When the last message on a stream arrives, each way: streams keep order.
-    arrivals: BTreeMap<(u64, bool), u64>,
-    next_link: u64,
+    pub(crate) arrivals: BTreeMap<(u64, bool), u64>,
+    pub(crate) next_link: u64,
     next_request: u64,
-    asked: BTreeMap<u64, (usize, bool)>,
-    executions: BTreeSet<(RunId, OpId, u32, Epoch)>,
+    pub(crate) asked: BTreeMap<u64, (usize, Ask)>,
+    pub(crate) executions: BTreeSet<(RunId, OpId, u32, Epoch)>,
     pub(crate) executed: BTreeMap<(RunId, OpId), u64>,
-    pub(crate) checked: BTreeMap<RunId, usize>,
+    pub(crate) done: BTreeMap<RunId, Done>,
+    /// The last event that each owner has been sent.
+    pub(crate) told: BTreeMap<(RunId, Epoch), Seq>,
+    pub(crate) watched: BTreeMap<RunId, Watched>,
+    over_since: Option<u64>,
     pub(crate) totals: Totals,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, loud: bool) -> Self {
+    pub(crate) fn new(seed: u64, trace: Trace) -> Self {
         let mut dice = Dice::new(seed);
         let rates = Rates::draw(&mut dice);
-        let now = Arc::new(AtomicU64::new(0));
-        let clock = Arc::clone(&now);
-        let store = MemoryStore::new(move || {
-            Timestamp::from_micros(EPOCH_US + i64::try_from(clock.load(Ordering::Relaxed)).unwrap_or(0))
-        });
+        let db = Arc::new(AtomicI64::new(EPOCH_US));
+        let clock = Arc::clone(&db);
+        let read = move || Timestamp::from_micros(clock.load(Ordering::Relaxed));
+        let store = SimStore::with_faults(read, dice.number(), rates);
         let mut world = Self {
             seed,
-            loud,
+            trace,
             rates,
-            now,
-            store: Arc::new(store),
+            now: 0,
+            db,
+            db_off: 0,
+            db_off_max: 0,
+            leases_unsound_until: 0,
+            store,
             coming: BTreeMap::new(),
             order: 0,
+            hints_shared: false,
             nodes: Vec::new(),
             workers: Vec::new(),
             clients: Vec::new(),
-            hints: VecDeque::new(),
+            hints: Vec::new(),
             arrivals: BTreeMap::new(),
             next_link: 0,
             next_request: 0,
             asked: BTreeMap::new(),
             executions: BTreeSet::new(),
             executed: BTreeMap::new(),
-            checked: BTreeMap::new(),
+            done: BTreeMap::new(),
+            told: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            over_since: None,
             totals: Totals::default(),
             dice,
         };
-        for i in 0..1 + world.dice.below(3) as usize {
-            let id = NodeId::from_uuid(Uuid::from_u128(0xa000 + i as u128));
-            world.nodes.push(NodeSeat { node: None, id, life: 0, pulls: BTreeMap::new() });
-            world.at(0, Coming::ReviveNode { node: i });
-        }
-        for i in 0..1 + world.dice.below(3) as usize {
-            world.workers.push(WorkerSeat { worker: None, life: 0, node: 0, link: 0, stalled_until: 0 });
-            world.at(10, Coming::ReviveWorker { worker: i });
-        }
-        for n in 0..3 {
-            world.at(HEAL_US + n * DEPLOY_US, Coming::Deploy);
-        }
-        for i in 0..1 + world.dice.below(6) as usize {
-            let (program, fate) = (world.dice.number() >> 1, world.dice.below(8));
-            world.clients.push(Client::new(i, program, fate == 0, fate == 1));
-            let first = world.dice.below(20_000_000);
-            world.at(first, Coming::Client { client: i });
-        }
+        world.people();
         world
     }
 
-    fn us(&self) -> u64 {
-        self.now.load(Ordering::Relaxed)
+    /// Nodes, workers and clients, as the seed has them.
+    fn people(&mut self) {
+        let nodes = 1 + self.dice.below(3) as usize;
+        self.hints_shared = self.dice.chance(0.75) && nodes > 1;
+        for i in 0..nodes {
+            let id = NodeId::from_uuid(Uuid::from_u128(0xa000 + i as u128));
+            self.nodes.push(NodeSeat::new(id));
+            self.at(0, Coming::ReviveNode { node: i });
+        }
+        let namespaces = if self.dice.chance(0.6) { 2 } else { 1 };
+        for namespace in &NAMESPACES[..namespaces] {
+            for _ in 0..1 + self.dice.below(4 - namespaces as u64) {
+                let park_after_us = self.dice.below(3) * 500_000;
+                self.workers.push(WorkerSeat::new(namespace, park_after_us));
+                let worker = self.workers.len() - 1;
+                let build = if self.dice.chance(0.2) { Build::B } else { Build::A };
+                self.at(10, Coming::ReviveWorker { worker, build });
+            }
+        }
+        for i in 0..1 + self.dice.below(6) as usize {
+            let (program, wish_after) = (self.dice.number() >> 1, self.dice.below(100));
+            let namespace = NAMESPACES[i % namespaces];
+            self.clients.push(Client::new(namespace, i / namespaces, program, wish_after));
+            let first = self.dice.below(20_000_000);
+            self.at(first, Coming::Client { client: i });
+        }
+        self.at(1_000_000, Coming::SetClock);
+        self.at(HEAL_US, Coming::Heal);
+        self.at(HEAL_US + 1_000_000, Coming::Operator);
     }
 
-    pub(crate) fn db(&self) -> Timestamp {
-        Timestamp::from_micros(EPOCH_US + i64::try_from(self.us()).unwrap_or(0))
+    pub(crate) fn us(&self) -> u64 {
+        self.now
     }
 
-    fn at(&mut self, at_us: u64, coming: Coming) {
+    /// The greatest that the database's clock can have shown so far.
+    pub(crate) fn db_max(&self) -> Timestamp {
+        Timestamp::from_micros(EPOCH_US + self.now as i64 + self.db_off_max)
+    }
+
+    fn tick(&mut self, now: u64) {
+        self.now = now;
+        self.db.store(EPOCH_US + now as i64 + self.db_off, Ordering::Relaxed);
+    }
+
+    pub(crate) fn at(&mut self, at_us: u64, coming: Coming) {
         self.order += 1;
         self.coming.insert((at_us.max(self.us()), self.order), coming);
     }
 
-    fn soon(&mut self, coming: Coming) {
-        let delay = 100 + self.dice.below(3_000);
+    pub(crate) fn soon(&mut self, coming: Coming) {
+        let delay = 50 + self.dice.below(2_000);
         self.at(self.us() + delay, coming);
     }
 
-    fn healed(&self) -> bool {
-        self.us() >= HEAL_US
-    }
-
-    fn hit(&mut self, rate: f64) -> bool {
+    pub(crate) fn hit(&mut self, rate: f64) -> bool {
         // Drawn in any case, so that what follows does not depend on the rates.
         let chance = self.dice.chance(rate);
-        chance && !self.healed()
+        chance && self.us() < HEAL_US
+    }
+
+    pub(crate) fn fail(&self, problem: &str) -> ! {
+        panic!("seed {}: at {:.6} s: {problem}", self.seed, self.us() as f64 / 1e6)
+    }
+
+    fn tell(&self, line: impl FnOnce() -> String) {
+        let at = || format!("{:>12.6} ", self.us() as f64 / 1e6);
+        match &self.trace {
+            Trace::Off => {}
+            Trace::Loud => eprintln!("{}{}", at(), line()),
+            Trace::Keep(lines) => lines.borrow_mut().push(at() + &line()),
+        }
     }
 
     /// Plays the world to its end.
     pub(crate) fn play(mut self) -> Totals {
         let mut steps = 0;
         while let Some(((at, _), coming)) = self.coming.pop_first() {
-            self.now.store(at, Ordering::Relaxed);
-            if self.loud {
-                eprintln!("{:>12.6} {coming:?}", at as f64 / 1e6);
-            }
+            self.tick(at);
+            self.tell(|| format!("{coming:?}"));
             self.happen(coming);
             self.check_new_events();
             steps += 1;
             if self.is_over() {
-                break;
+                let since = *self.over_since.get_or_insert(at);
+                if at > since + GRACE_US {
+                    break;
+                }
             }
             if at > END_US || steps > STEPS_MAX {
-                let seed = self.seed;
-                panic!("seed {seed}: runs are stuck at {} s: {:?}", at / 1_000_000, self.stuck());
+                self.fail(&format!("runs are stuck: {}", self.stuck().join("\n")));
             }
         }
         self.check_end();
-        let nodes = self.nodes.iter().filter_map(|n| n.node.as_ref()).map(Node::status);
-        for status in nodes {
-            self.totals.conflicts += status.conflicts;
-            self.totals.fenced += status.fenced;
-        }
-        self.totals.re_executed = self.executed.values().map(|n| n - 1).sum();
         self.totals
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each thing that can come")]
     fn happen(&mut self, coming: Coming) {
         match coming {
             Coming::ToNode { node, life, input } => {
@@ -254,266 +327,102 @@ impl World {
                     self.step_node(node, *input);
                 }
             }
-            Coming::ToWorker { worker, link, message } => {
-                let until = self.workers[worker].stalled_until;
-                if until > self.us() {
-                    // A stopped process reads its socket when it goes on.
-                    return self.at(until, Coming::ToWorker { worker, link, message });
-                }
-                if self.workers[worker].link == link {
-                    let now = self.us();
-                    let acts = self.workers[worker]
-                        .worker
-                        .as_mut()
-                        .map(|w| w.hear(message, now))
-                        .unwrap_or_default();
-                    self.act(worker, acts);
-                }
-            }
-            Coming::Executed { worker, life, run, epoch, step, attempt, fails } => {
-                let until = self.workers[worker].stalled_until;
-                if until > self.us() {
-                    let again = Coming::Executed { worker, life, run, epoch, step, attempt, fails };
-                    return self.at(until, again);
-                }
-                if self.workers[worker].life == life {
-                    let w = self.workers[worker].worker.as_mut();
-                    let acts = w.map(|w| w.executed((run, epoch), step, attempt, fails)).unwrap_or_default();
-                    self.act(worker, acts);
-                }
-            }
-            Coming::Look { worker, life, run, epoch } => {
-                let until = self.workers[worker].stalled_until;
-                if until > self.us() {
-                    return self.at(until, Coming::Look { worker, life, run, epoch });
-                }
-                if self.workers[worker].life == life {
-                    let now = self.us();
-                    let w = self.workers[worker].worker.as_mut();
-                    let same = |w: &Worker| w.runs.get(&run).is_some_and(|h| h.epoch == epoch);
-                    let acts = w.filter(|w| same(w)).map(|w| w.advance(run, now)).unwrap_or_default();
-                    self.act(worker, acts);
-                }
-            }
-            Coming::Connect { worker, life } => {
-                if self.workers[worker].life == life {
-                    self.connect(worker);
-                }
-            }
-            Coming::Heartbeat { worker, link } => self.heartbeat(worker, link),
             Coming::Sweep { node, life } => self.sweep(node, life),
             Coming::Timers { node, life } => self.timers(node, life),
             Coming::ReviveNode { node } => self.revive_node(node),
-            Coming::ReviveWorker { worker } => {
-                let seat = &mut self.workers[worker];
-                seat.worker = Some(Worker::default());
-                let life = seat.life;
-                self.soon(Coming::Connect { worker, life });
+            Coming::Commit { node, life, ticket, append } => self.commit(node, life, ticket, *append),
+            Coming::Appended { node, life, ticket, reply } => self.appended(node, life, ticket, reply),
+            Coming::LateCommit { append } => {
+                self.store.commit(vec![*append]);
             }
-            Coming::Client { client } => self.client(client),
-            Coming::Deploy => {
-                for worker in 0..self.workers.len() {
-                    if self.workers[worker].link != 0 {
-                        self.cut(worker);
-                    }
+            Coming::Ask { node, life, output } => {
+                if self.nodes[node].life == life {
+                    self.ask(node, *output);
                 }
             }
-            Coming::LateCommit { append } => {
-                self.store.append_sync(vec![*append]);
-            }
-            Coming::Hint { hint } => {
-                self.hints.push_back(hint);
+            Coming::Hint { node, hint } => {
+                self.hints.push((node, hint));
                 self.deliver_hints();
             }
-        }
-    }
-
-    fn revive_node(&mut self, node: usize) {
-        let seed = self.dice.number();
-        let shared = self.nodes.len() > 1;
-        let seat = &mut self.nodes[node];
-        seat.life += 1;
-        seat.pulls.clear();
-        seat.node = Some(Node::new(NodeConfig {
-            node_id: seat.id,
-            lease: LEASE,
-            shared,
-            hints_shared: shared,
-            seed,
-        }));
-        let life = seat.life;
-        self.soon(Coming::Sweep { node, life });
-        self.soon(Coming::Timers { node, life });
-    }
-
-    fn kill_node(&mut self, node: usize) {
-        let Some(dead) = self.nodes[node].node.take() else { return };
-        let status = dead.status();
-        self.totals.conflicts += status.conflicts;
-        self.totals.fenced += status.fenced;
-        self.totals.nodes_died += 1;
-        self.nodes[node].life += 1;
-        for worker in 0..self.workers.len() {
-            if self.workers[worker].node == node && self.workers[worker].link != 0 {
-                self.cut(worker);
+            Coming::ToWorker { worker, link, message } => self.worker_told(worker, link, message),
+            Coming::WorkerReads { worker } => self.worker_reads(worker),
+            Coming::Executed { worker, life, run, epoch, attempt } => {
+                self.attempt_ended((worker, life), (run, epoch), attempt);
             }
+            Coming::Look { worker, life, run, epoch } => self.worker_looks((worker, life), (run, epoch)),
+            Coming::Connect { worker, life } => self.connect(worker, life),
+            Coming::Heartbeat { worker, link } => self.heartbeat(worker, link),
+            Coming::ReviveWorker { worker, build } => self.revive_worker(worker, build),
+            Coming::Client { client } => self.client(client),
+            Coming::Impatient { client } => self.client_asks(client),
+            Coming::SetClock => self.set_clock(),
+            Coming::Operator => self.operator(),
+            Coming::Heal => self.store.heal(),
         }
-        let back = self.us() + 10_000 + self.dice.below(5_000_000);
-        self.at(back, Coming::ReviveNode { node });
     }
 
-    /// The worker's stream breaks; both sides notice.
-    fn cut(&mut self, worker: usize) {
-        let seat = &mut self.workers[worker];
-        let (node, link, life) = (seat.node, seat.link, seat.life);
-        seat.link = 0;
-        let node_life = self.nodes[node].life;
-        self.soon(Coming::ToNode { node, life: node_life, input: Box::new(Input::Disconnected { link }) });
-        self.soon(Coming::Connect { worker, life });
-    }
-
-    fn connect(&mut self, worker: usize) {
-        let alive: Vec<usize> = (0..self.nodes.len()).filter(|&n| self.nodes[n].node.is_some()).collect();
-        let life = self.workers[worker].life;
-        if alive.is_empty() {
-            let again = self.us() + 200_000;
-            return self.at(again, Coming::Connect { worker, life });
-        }
-        let node = alive[self.dice.below(alive.len() as u64) as usize];
-        self.next_link += 1;
-        let (link, now) = (self.next_link, self.us());
-        let seat = &mut self.workers[worker];
-        let Some(w) = &mut seat.worker else { return };
-        if seat.link != 0 {
-            return;
-        }
-        w.connected_us = now;
-        w.welcomed = false;
-        if w.session.is_some() && now >= w.renewed_us + w.lease_us {
-            w.drop_all();
-        }
-        let hello = Hello {
-            namespace: "default".into(),
-            task_queues: vec!["default".into()],
-            worker: everstep_core::WorkerInfo {
-                identity: format!("w{worker}"),
-                build_id: format!("build {}", now.saturating_sub(HEAL_US - DEPLOY_US) / DEPLOY_US),
-            },
-            run_slots: 4,
-            resume: w.session,
-            held: w.held(),
-        };
-        (seat.node, seat.link) = (node, link);
-        self.send_up(worker, Input::Connect { link, hello });
-        self.at(now + LEASE.as_micros() / 3, Coming::Heartbeat { worker, link });
-    }
-
-    /// A worker's message to its node: in order, a little later.
-    fn send_up(&mut self, worker: usize, input: Input) {
-        let (node, link) = (self.workers[worker].node, self.workers[worker].link);
-        let at = self.arrival(link, true);
-        let life = self.nodes[node].life;
-        self.at(at, Coming::ToNode { node, life, input: Box::new(input) });
-    }
-
-    fn arrival(&mut self, link: u64, up: bool) -> u64 {
-        let soon = self.us() + 50 + self.dice.below(2_000);
-        let last = self.arrivals.entry((link, up)).or_default();
-        *last = soon.max(*last + 1);
-        *last
-    }
-
-    fn heartbeat(&mut self, worker: usize, link: u64) {
-        let now = self.us();
-        let seat = &mut self.workers[worker];
-        if seat.link != link {
-            return;
-        }
-        let Some(w) = &mut seat.worker else { return };
-        if seat.stalled_until > now {
-            let at = seat.stalled_until;
-            return self.at(at, Coming::Heartbeat { worker, link });
-        }
-        if w.session.is_some() && now >= w.renewed_us + w.lease_us {
-            w.drop_all();
-            return self.cut(worker);
-        }
-        let number = now;
-        w.sent.insert(number, now);
-        self.send_up(worker, Input::FromWorker { link, message: WorkerIn::Heartbeat { number } });
-        self.at(now + LEASE.as_micros() / 3, Coming::Heartbeat { worker, link });
-    }
-
-    fn act(&mut self, worker: usize, acts: Vec<Act>) {
-        for act in acts {
-            if self.hit(self.rates.worker_dies) {
-                self.totals.workers_died += 1;
-                let back = self.us() + self.dice.below(4_000_000);
-                let seat = &mut self.workers[worker];
-                seat.worker = None;
-                seat.life += 1;
-                let (node, link) = (seat.node, seat.link);
-                seat.link = 0;
-                let life = self.nodes[node].life;
-                self.soon(Coming::ToNode { node, life, input: Box::new(Input::Disconnected { link }) });
-                return self.at(back, Coming::ReviveWorker { worker });
+    /// The database's host sets its clock by some seconds, forward or back.
+    fn set_clock(&mut self) {
+        if self.hit(self.rates.clock_set) {
+            let by = self.dice.below(10_000_000) as i64 - 5_000_000;
+            self.db_off = (self.db_off + by).clamp(-CLOCK_OFF_MAX_US, CLOCK_OFF_MAX_US);
+            self.db_off_max = self.db_off_max.max(self.db_off);
+            self.totals.clocks_set += 1;
+            if by > 0 {
+                self.leases_unsound_until = self.us() + LEASE.as_micros();
             }
-            if self.hit(self.rates.worker_stalls) {
-                self.totals.workers_stalled += 1;
-                // A stopped process stays stopped: nothing that comes later may overtake what it has not read.
-                let until = self.us() + self.dice.below(12_000_000);
-                let seat = &mut self.workers[worker];
-                seat.stalled_until = seat.stalled_until.max(until);
-            }
-            if self.hit(self.rates.link_cut) && self.workers[worker].link != 0 {
-                self.totals.links_cut += 1;
-                self.cut(worker);
-            }
-            let life = self.workers[worker].life;
-            match act {
-                Act::Send(message) => {
-                    let seat = &self.workers[worker];
-                    let link = seat.link;
-                    if link != 0 && seat.worker.as_ref().is_some_and(|w| w.welcomed) {
-                        self.send_up(worker, Input::FromWorker { link, message });
-                    }
-                }
-                Act::Execute { run, epoch, step, attempt, fails, after_us } => {
-                    self.execute(run, epoch, step, attempt);
-                    let at = (self.us() + after_us).max(self.workers[worker].stalled_until);
-                    self.at(at, Coming::Executed { worker, life, run, epoch, step, attempt, fails });
-                }
-                Act::Later { run, epoch, at_us } => self.at(at_us, Coming::Look { worker, life, run, epoch }),
-                Act::Reconnect => {
-                    let seat = &mut self.workers[worker];
-                    seat.link = 0;
-                    self.soon(Coming::Connect { worker, life });
-                }
-            }
+            self.tick(self.now);
+            self.tell(|| format!("the database's clock is off by {} us", self.db_off));
+        }
+        if self.us() < HEAL_US {
+            self.at(self.us() + 1_000_000, Coming::SetClock);
         }
     }
 
-    /// The effect itself: this is what must not happen once its result is recorded.
-    fn execute(&mut self, run: RunId, epoch: Epoch, step: OpId, attempt: u32) {
-        let seed = self.seed;
-        let history = self.store.read_events_sync(run, 0, usize::MAX);
-        assert!(
-            !check::step_ended(&history, step),
-            "seed {seed}: {run} {step} runs after its end was recorded"
-        );
-        let first = self.executions.insert((run, step, attempt, epoch));
-        assert!(first, "seed {seed}: {run} {step} attempt {attempt} runs twice under epoch {epoch}");
-        *self.executed.entry((run, step)).or_default() += 1;
+    /// Somebody looks after blocked runs: the workers of their namespace get the other build.
+    fn operator(&mut self) {
+        self.at(self.us() + OPERATOR_US, Coming::Operator);
+        for namespace in NAMESPACES {
+            let blocked: Vec<Build> = self
+                .watched
+                .values()
+                .filter(|w| w.blocked.is_some() && w.run.start().namespace == namespace && w.is_open())
+                .map(|w| Build::of(&w.run.row().build_id))
+                .collect();
+            if blocked.is_empty() {
+                continue;
+            }
+            let build = match blocked[self.dice.below(blocked.len() as u64) as usize] {
+                Build::A => Build::B,
+                Build::B => Build::A,
+            };
+            self.totals.deploys += 1;
+            self.deploy(namespace, build);
+        }
     }
 
     fn client(&mut self, client: usize) {
         let again = self.us() + 500_000 + self.dice.below(3_000_000);
-        let alive: Vec<usize> = (0..self.nodes.len()).filter(|&n| self.nodes[n].node.is_some()).collect();
-        let ask = self.clients[client].ask();
-        if matches!(ask, Ask::Nothing) {
-            return;
+        if !self.clients[client].is_done() {
+            self.at(again, Coming::Client { client });
+            self.client_asks(client);
         }
-        self.at(again, Coming::Client { client });
+    }
+
+    /// A client whose run is busy may choose that moment.
+    pub(crate) fn tempt_client(&mut self, run: RunId, within_us: u64) {
+        let Some(client) = self.clients.iter().position(|c| c.run == Some(run) && !c.is_done()) else {
+            return;
+        };
+        if self.dice.chance(0.2) {
+            let at = self.us() + self.dice.below(within_us + 6_000);
+            self.at(at, Coming::Impatient { client });
+        }
+    }
+
+    fn client_asks(&mut self, client: usize) {
+        let alive = self.alive();
+        let ask = self.clients[client].ask();
         // One question at a time: an unanswered one is asked again, of whoever is there.
         self.asked.retain(|_, (c, _)| *c != client);
         if alive.is_empty() {
@@ -522,220 +431,25 @@ impl World {
         let node = alive[self.dice.below(alive.len() as u64) as usize];
         self.next_request += 1;
         let request = self.next_request;
-        let (input, is_start) = match ask {
-            Ask::Start(start) => (Input::Start { request, start }, true),
+        let input = match ask.clone() {
+            Ask::Start(start) => Input::Start { request, start },
             Ask::Command { run, id, body } => {
-                (Input::Command { request, run, id, identity: "sim".into(), body }, false)
+                Input::Command { request, run, id, identity: "sim".into(), body }
             }
             Ask::Nothing => return,
         };
-        self.asked.insert(request, (client, is_start));
-        let life = self.nodes[node].life;
-        self.soon(Coming::ToNode { node, life, input: Box::new(input) });
-    }
-
-    fn step_node(&mut self, node: usize, input: Input) {
-        let now = self.db();
-        let Some(n) = &mut self.nodes[node].node else { return };
-        let mut outputs = Vec::new();
-        n.step(input, now, &mut outputs);
-        for output in outputs {
-            if self.hit(self.rates.node_dies) {
-                return self.kill_node(node);
-            }
-            self.perform(node, output);
-        }
-    }
-
-    fn feed(&mut self, node: usize, input: Input) {
-        let life = self.nodes[node].life;
-        self.soon(Coming::ToNode { node, life, input: Box::new(input) });
-    }
-
-    #[expect(clippy::too_many_lines, reason = "one arm for each output")]
-    fn perform(&mut self, node: usize, output: Output) {
-        match output {
-            Output::Started { request, result } => {
-                if let Some((client, true)) = self.asked.remove(&request) {
-                    self.clients[client].started(result);
-                }
-            }
-            Output::Done { request, result } => {
-                if let Some((client, false)) = self.asked.remove(&request) {
-                    self.clients[client].answered(result);
-                }
-            }
-            Output::Append { ticket, append, .. } => self.append(node, ticket, append),
-            Output::Load { run, after, .. } => {
-                let events = self.load(run, after);
-                self.feed(node, Input::Loaded { run, after, events });
-            }
-            Output::LoadForStart { ticket, run } => {
-                let events = self.load(run, 0);
-                self.feed(node, Input::LoadedForStart { ticket, events });
-            }
-            Output::FindStart { ticket, namespace, workflow_id, request_id } => {
-                let record = Ok(self.store.find_start_sync(&namespace, &workflow_id, &request_id));
-                self.feed(node, Input::StartFound { ticket, record });
-            }
-            Output::ToWorker { link, message } => {
-                if let Some(worker) = self.workers.iter().position(|w| w.link == link) {
-                    let at = self.arrival(link, false);
-                    self.at(at, Coming::ToWorker { worker, link, message });
-                }
-            }
-            Output::CloseLink { link } => {
-                if let Some(worker) = self.workers.iter().position(|w| w.link == link) {
-                    self.cut(worker);
-                }
-            }
-            Output::OpenSession { link, session } => {
-                let until = Ok(self.store.open_session_sync(&session));
-                self.feed(node, Input::SessionOpened { link, until });
-            }
-            Output::RenewSession { link, session, number, lease } => {
-                let until = Ok(self.store.renew_session_sync(session, lease));
-                self.feed(node, Input::SessionRenewed { link, number, until });
-            }
-            Output::CloseSession { session } => {
-                self.store.close_session_sync(session);
-            }
-            Output::FindOwned { link, session } => {
-                let runs = self.store.owned_runs_sync(session, None, usize::MAX);
-                self.feed(node, Input::Owned { link, runs });
-            }
-            Output::FindBlocked { queue, build_id } => {
-                let runs = self.store.blocked_runs_sync(&queue, &build_id, None, 1_000);
-                self.feed(node, Input::Blocked { runs });
-            }
-            Output::Publish(hint) => self.publish(hint),
-            Output::Pull { queue, max } => {
-                self.nodes[node].pulls.insert(queue, max);
-                self.deliver_hints();
-            }
-            Output::Notify(notice) => {
-                for other in (0..self.nodes.len()).filter(|&n| n != node) {
-                    if self.hit(self.rates.hint_lost) {
-                        self.totals.hints_lost += 1;
-                    } else {
-                        self.feed(other, Input::Noticed(notice));
-                    }
-                }
-            }
-            Output::DeleteWakes(seen) => self.store.delete_wakes_sync(&seen),
-            Output::TimersAt(at) => {
-                let life = self.nodes[node].life;
-                self.at(from_db(at), Coming::Timers { node, life });
-            }
-            Output::Ack(_)
-            | Output::Opened(_)
-            | Output::Dropped(_)
-            | Output::Tail(..)
-            | Output::RunStarted(_)
-            | Output::RunClosed(_)
-            | Output::ClosedElsewhere(..) => {}
-        }
-    }
-
-    fn load(&mut self, run: RunId, after: u64) -> Result<Vec<Event>, Error> {
-        if self.hit(self.rates.unavailable) {
-            return Err(Error::Unavailable("sim".into()));
-        }
-        Ok(self.store.read_events_sync(run, after, usize::MAX))
-    }
-
-    fn append(&mut self, node: usize, ticket: u64, append: Append) {
-        let unknown = || Verdict::Failed(Error::OutcomeUnknown("sim".into()));
-        let verdict = if self.hit(self.rates.request_lost) {
-            unknown()
-        } else if self.hit(self.rates.unavailable) {
-            Verdict::Failed(Error::Unavailable("sim".into()))
-        } else if self.hit(self.rates.commit_late) {
-            self.totals.commits_late += 1;
-            let at = self.us() + self.dice.below(2_000_000);
-            self.at(at, Coming::LateCommit { append: Box::new(append) });
-            unknown()
+        if self.hit(self.rates.client_dies) {
+            self.totals.clients_died += 1;
+            self.clients[client].die();
         } else {
-            let verdict = self.store.append_sync(vec![append]).verdicts.remove(0);
-            if self.hit(self.rates.reply_lost) {
-                self.totals.replies_lost += 1;
-                unknown()
-            } else {
-                verdict
-            }
-        };
-        self.feed(node, Input::Appended { ticket, verdict });
+            self.asked.insert(request, (client, ask));
+        }
+        self.feed(node, input);
     }
 
-    fn publish(&mut self, hint: TaskHint) {
-        if self.hit(self.rates.hint_lost) {
-            self.totals.hints_lost += 1;
-            return;
-        }
-        let copies = if self.hit(self.rates.hint_doubled) { 3 } else { 1 };
-        for _ in 0..copies {
-            let late = if self.hit(self.rates.hint_late) { self.dice.below(15_000_000) } else { 0 };
-            let at = self.us() + late + self.dice.below(2_000);
-            self.at(at, Coming::Hint { hint: hint.clone() });
-        }
-    }
-
-    fn deliver_hints(&mut self) {
-        let mut waiting = std::mem::take(&mut self.hints);
-        while let Some(hint) = waiting.pop_front() {
-            let taker = (0..self.nodes.len())
-                .filter(|&n| self.nodes[n].node.is_some() && self.nodes[n].pulls.contains_key(&hint.queue))
-                .min_by_key(|&n| (n as u64 + self.order) % 3);
-            let Some(node) = taker else {
-                self.hints.push_back(hint);
-                continue;
-            };
-            self.nodes[node].pulls.remove(&hint.queue);
-            let queue = hint.queue.clone();
-            let deliveries = vec![Delivery { hint, token: 1, attempt: 1 }];
-            self.feed(node, Input::Delivered { queue, deliveries });
-        }
-    }
-
-    fn sweep(&mut self, node: usize, life: u64) {
-        if self.nodes[node].life != life {
-            return;
-        }
-        let Some(n) = &self.nodes[node].node else { return };
-        let queues = n.queues_with_credit();
-        let closed: Vec<SessionId> = self.store.close_expired_sessions_sync(500);
-        if !closed.is_empty() {
-            self.feed(node, Input::SessionsClosed(closed));
-        }
-        let lost = self.store.lost_runs_sync(500);
-        if !lost.is_empty() {
-            self.feed(node, Input::RunsLost(lost));
-        }
-        let tasks = self.store.claim_tasks_sync(Some(&queues), 500);
-        if !tasks.is_empty() {
-            self.feed(node, Input::TasksFound(tasks));
-        }
-        if self.nodes.len() > 1 {
-            let tasks = self.store.claim_tasks_sync(None, 500);
-            if !tasks.is_empty() {
-                self.feed(node, Input::TasksFound(tasks));
-            }
-            let wakes = self.store.stale_wakes_sync(self.nodes[node].id, Duration::from_secs(1), 500);
-            if !wakes.is_empty() {
-                self.feed(node, Input::WakesStale(wakes));
-            }
-        }
-        let next = self.us() + SWEEP_US;
-        self.at(next, Coming::Sweep { node, life });
-        self.at(next, Coming::Timers { node, life });
-    }
-
-    fn timers(&mut self, node: usize, life: u64) {
-        if self.nodes[node].life == life && self.nodes[node].node.is_some() {
-            let claimed = self.store.claim_timers_sync(500, Duration::from_secs(10));
-            if !claimed.due.is_empty() {
-                self.feed(node, Input::TimersDue(claimed.due));
-            }
-        }
+    fn is_over(&self) -> bool {
+        self.watched.len() >= self.clients.len()
+            && self.watched.values().all(|w| !w.is_open())
+            && self.clients.iter().all(Client::is_done)
     }
 }

@@ -3,4 +3,5 @@
 //! What is *not* here: the tests themselves (`it/`, `sim/`).
 
 pub mod cluster;
+pub mod program;
 pub mod servers;

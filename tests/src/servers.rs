@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 pub use nats::NatsServer;
+pub use ports::free_port;
 pub use postgres::{PostgresOptions, PostgresServer};
 
 /// Lists the servers (`pg`, `nats`, comma separated) whose absence fails a test instead of skipping it.

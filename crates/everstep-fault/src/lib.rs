@@ -6,7 +6,8 @@
 //!
 //! A process is told its failpoints in `EVERSTEP_FAILPOINTS`, for example
 //! `append.after_commit=abort@2;timer.claimed=sleep(3000)@1`: which point, what to do, at which hit. Every hit
-//! is a line in the file that `EVERSTEP_FAILPOINTS_LOG` names. `EVERSTEP_PLANTED_BUG` names one bug.
+//! is a line in the file that `EVERSTEP_FAILPOINTS_LOG` names, without which there are no failpoints.
+//! `EVERSTEP_PLANTED_BUG` names one bug.
 //!
 //! What is *not* here: faults that come from outside (killed processes, broken links), which need no help of
 //! the program.

@@ -46,8 +46,8 @@ pub use on::at;
 mod on {
     use std::collections::HashMap;
     use std::fs::File;
-    use std::io::Write as _;
-    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::io::{Read as _, Seek as _, Write as _};
+    use std::sync::OnceLock;
     use std::time::Duration;
 
     use super::{Injected, POINTS};
@@ -59,15 +59,14 @@ mod on {
         Sleep(Duration),
     }
 
+    /// What to do at which hit of a point, and where hits are counted.
     #[derive(Debug)]
     struct Plan {
-        /// What to do at which hit of a point.
         actions: HashMap<String, (Action, u64)>,
-        hits: Mutex<HashMap<&'static str, u64>>,
-        log: Option<File>,
+        log: File,
     }
 
-    static PLAN: OnceLock<Plan> = OnceLock::new();
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 
     /// The failpoint `point`: nothing, the end of the process, a failure, or a delay, as the test wants it.
     ///
@@ -77,10 +76,13 @@ mod on {
     /// [`Injected`] when the test wants the work at this place to fail.
     ///
     /// # Panics
-    /// When `EVERSTEP_FAILPOINTS` is not understood, or names a point that does not exist.
+    /// When `EVERSTEP_FAILPOINTS` is not understood or names a point that does not exist, and when the log cannot
+    /// be written: a test that plans nothing would prove nothing.
     pub async fn at(point: &'static str) -> Result<(), Injected> {
-        let plan = PLAN.get_or_init(Plan::of_environment);
-        match plan.hit(point) {
+        let Some(plan) = PLAN.get_or_init(Plan::of_environment) else { return Ok(()) };
+        let hit = plan.hit(point);
+        assert!(hit.is_ok(), "the log of failpoints: {hit:?}");
+        match hit.ok().flatten() {
             None => Ok(()),
             Some(Action::Abort) => std::process::abort(),
             Some(Action::Error) => Err(Injected),
@@ -92,40 +94,32 @@ mod on {
     }
 
     impl Plan {
-        fn of_environment() -> Self {
+        fn of_environment() -> Option<Self> {
+            let path = std::env::var_os("EVERSTEP_FAILPOINTS_LOG")?;
             let text = std::env::var("EVERSTEP_FAILPOINTS").unwrap_or_default();
             let actions = parse(&text);
             assert!(actions.is_some(), "EVERSTEP_FAILPOINTS={text}: not point=action@hit;...");
-            let log = std::env::var_os("EVERSTEP_FAILPOINTS_LOG").map(|path| {
-                let file = File::options().create(true).append(true).open(&path);
-                assert!(file.is_ok(), "{}: {file:?}", path.display());
-                file
-            });
-            Self {
-                actions: actions.unwrap_or_default(),
-                hits: Mutex::default(),
-                log: log.and_then(Result::ok),
-            }
+            let log = File::options().create(true).read(true).append(true).open(&path);
+            assert!(log.is_ok(), "{}: {log:?}", path.to_string_lossy());
+            Some(Self { actions: actions?, log: log.ok()? })
         }
 
-        fn hit(&self, point: &'static str) -> Option<Action> {
+        /// Counts a hit, and says what is planned for it. All processes of a test count in one file, so that
+        /// what was planned happens once, whichever of them comes to it and however often they are started.
+        fn hit(&self, point: &'static str) -> std::io::Result<Option<Action>> {
             debug_assert!(POINTS.contains(&point), "{point} is not in POINTS");
-            if self.log.is_none() && self.actions.is_empty() {
-                return None;
-            }
-            let number = {
-                let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
-                let hits = hits.entry(point).or_default();
-                *hits += 1;
-                *hits
-            };
+            self.log.lock()?;
+            let mut log = &self.log;
+            let mut text = String::new();
+            log.rewind()?;
+            log.read_to_string(&mut text)?;
+            let before = text.lines().filter(|line| line.split(' ').next() == Some(point)).count();
+            let number = before as u64 + 1;
             let action = self.actions.get(point).filter(|(_, at)| *at == number).map(|(action, _)| *action);
-            if let Some(mut log) = self.log.as_ref() {
-                let what = action.map_or_else(String::new, |a| format!(" {a:?}"));
-                // One write: whole lines, also when the process ends right after.
-                let _ = log.write_all(format!("{point} {number}{what}\n").as_bytes());
-            }
-            action
+            let what = action.map_or_else(String::new, |action| format!(" {action:?}"));
+            let written = log.write_all(format!("{point} {number}{what}\n").as_bytes());
+            self.log.unlock()?;
+            written.map(|()| action)
         }
     }
 

@@ -103,7 +103,8 @@ impl PostgresStore {
         let (mut tries, mut careful) = (0, false);
         loop {
             let mut appender = self.appenders.take().await?;
-            match in_time(self.append_limit, statement::append(&mut appender.connection, runs, careful)).await {
+            match in_time(self.answer_limit, statement::append(&mut appender.connection, runs, careful)).await
+            {
                 Ok(done) => {
                     self.appenders.give_back(appender);
                     match done {
@@ -133,7 +134,7 @@ impl PostgresStore {
 
     async fn try_group(&self, group: &Append) -> Result<Option<Timestamp>, Error> {
         let mut appender = self.appenders.take().await?;
-        match in_time(self.append_limit, group_on(&mut appender.connection, group)).await {
+        match in_time(self.answer_limit, group_on(&mut appender.connection, group)).await {
             Ok(done) => {
                 self.appenders.give_back(appender);
                 Ok(done)

@@ -17,8 +17,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
 
 /// How long a connection may take.
 pub(crate) const CONNECT: Duration = Duration::from_secs(5);
-/// How long an append's answer may take; the server's own limit on a statement is shorter.
-const APPEND: Duration = Duration::from_secs(12);
+/// How long the answer to a statement may take; the server's own limit on one is shorter.
+const ANSWER: Duration = Duration::from_secs(12);
 /// Connections for leases and the sweep.
 const UPKEEP: u32 = 2;
 /// Partitions made before and after today, in days.
@@ -35,14 +35,14 @@ pub struct PostgresOptions {
     pub appenders: u32,
     /// Connections for everything else.
     pub others: u32,
-    /// Longest wait for an append's answer, after which its outcome counts as unknown. The server's own limit on
-    /// a statement is 10 s; a shorter wait than that may give up on what is only slow.
-    pub append_limit: Duration,
+    /// Longest wait for the answer to a statement; an append without one has an unknown outcome. The server's own
+    /// limit on a statement is 10 s; a shorter wait than that may give up on what is only slow.
+    pub answer_limit: Duration,
 }
 
 impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { allow_fsync_off: false, appenders: 4, others: 8, append_limit: APPEND }
+        Self { allow_fsync_off: false, appenders: 4, others: 8, answer_limit: ANSWER }
     }
 }
 
@@ -53,8 +53,23 @@ pub struct PostgresStore {
     /// For leases and the sweep, which must not wait behind readers: a lease that ends costs a worker its runs.
     pub(crate) upkeep: PgPool,
     pub(crate) pool: PgPool,
-    pub(crate) append_limit: Duration,
+    pub(crate) answer_limit: Duration,
 }
+
+/// Nothing else notices a server that is silently gone before the kernel gives up, which takes a quarter of an hour
+/// or longer; and the task that asked does nothing else meanwhile.
+pub(crate) trait InTime<T>: Future<Output = Result<T, sqlx::Error>> + Sized + Send {
+    /// The same, with an end.
+    fn in_time(self, limit: Duration) -> impl Future<Output = Result<T, sqlx::Error>> + Send {
+        let silent = move || {
+            let text = format!("Postgres did not answer within {limit:?}");
+            sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
+        };
+        async move { tokio::time::timeout(limit, self).await.unwrap_or_else(|_| Err(silent())) }
+    }
+}
+
+impl<T, F: Future<Output = Result<T, sqlx::Error>> + Send> InTime<T> for F {}
 
 /// Looks whether a node would start on this database; changes nothing.
 ///
@@ -141,13 +156,26 @@ impl PostgresStore {
             appenders: Arc::new(Appenders::new(appending, options.appenders)),
             upkeep: pool(UPKEEP, parse(url)?),
             pool: pool(options.others, parse(url)?),
-            append_limit: options.append_limit,
+            answer_limit: options.answer_limit,
         })
     }
 }
 
 fn pool(connections: u32, options: PgConnectOptions) -> PgPool {
-    PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT).connect_lazy_with(options)
+    // A connection whose statement was given up is tried before it is lent again; left to itself, the pool waits
+    // for that without an end, and a server that is silently gone would keep its place for good.
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(CONNECT)
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                match tokio::time::timeout(CONNECT, connection.ping()).await {
+                    Ok(answer) => answer.map(|()| true),
+                    Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+                }
+            })
+        })
+        .connect_lazy_with(options)
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions, Error> {

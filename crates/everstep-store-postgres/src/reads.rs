@@ -14,6 +14,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::PostgresStore;
+use crate::connect::InTime as _;
 use crate::error::before;
 use crate::rows::{event, from_db, run_row};
 
@@ -24,6 +25,19 @@ macro_rules! run_columns {
     () => {
         "r.run_id, r.namespace, r.workflow_id, r.workflow_type, r.task_queue, r.status, r.owner, r.epoch, r.build_id, \
          r.blocked, r.cancel_requested, r.started_at, r.closed_at, r.last_seq"
+    };
+}
+
+/// The rest of a list, after its columns: `$1` namespace, `$2` page, `$3` workflow id, `$4` type, `$5` statuses.
+macro_rules! list_tail {
+    ($workflow_id:expr) => {
+        concat!(
+            " FROM runs r WHERE r.namespace = $1 AND ($2::uuid IS NULL OR r.run_id < $2) AND ",
+            $workflow_id,
+            " AND ($4::text IS NULL OR r.workflow_type = $4)
+               AND (cardinality($5::text[]) = 0 OR r.status = ANY($5))
+             ORDER BY r.run_id DESC LIMIT $6"
+        )
     };
 }
 
@@ -56,6 +70,7 @@ impl Log for PostgresStore {
         .bind(limit_of(limit))
         .bind(limit_of(PAGE_BYTES_MAX * 8))
         .fetch_all(&self.pool)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         let mut bytes = 0;
@@ -72,8 +87,11 @@ impl Log for PostgresStore {
     }
 
     async fn now(&self) -> Result<Timestamp, Error> {
-        let now: DateTime<Utc> =
-            sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await.map_err(before)?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()")
+            .fetch_one(&self.pool)
+            .in_time(self.answer_limit)
+            .await
+            .map_err(before)?;
         Ok(from_db(now))
     }
 }
@@ -99,6 +117,7 @@ impl Catalog for PostgresStore {
         ))
         .bind(run.uuid())
         .fetch_optional(&self.pool)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         let Some(row) = row else { return Ok(None) };
@@ -124,6 +143,7 @@ impl Catalog for PostgresStore {
         .bind(workflow_id)
         .bind(request_id)
         .fetch_one(&self.pool)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         type Found = (Option<Uuid>, Option<String>, Option<Uuid>, Option<Vec<u8>>);
@@ -146,23 +166,29 @@ impl Catalog for PostgresStore {
         limit: usize,
     ) -> Result<Vec<RunRow>, Error> {
         let statuses: Vec<&str> = filter.statuses.iter().map(|s| s.as_str()).collect();
-        let rows = sqlx::query(concat!(
-            "SELECT ",
-            run_columns!(),
-            " FROM runs r WHERE r.namespace = $1 AND ($2::uuid IS NULL OR r.run_id < $2)
-               AND ($3::text IS NULL OR r.workflow_id = $3) AND ($4::text IS NULL OR r.workflow_type = $4)
-               AND (cardinality($5::text[]) = 0 OR r.status = ANY($5))
-             ORDER BY r.run_id DESC LIMIT $6"
-        ))
-        .bind(&filter.namespace)
-        .bind(page.map(|p| p.0.uuid()))
-        .bind(&filter.workflow_id)
-        .bind(&filter.workflow_type)
-        .bind(statuses)
-        .bind(limit_of(limit))
-        .fetch_all(&self.pool)
-        .await
-        .map_err(before)?;
+        // Every run of a workflow id was started by a request for it; `runs` has no index of its own for that.
+        let text = match &filter.workflow_id {
+            None => concat!("SELECT ", run_columns!(), list_tail!("$3::text IS NULL")),
+            Some(_) => concat!(
+                "SELECT ",
+                run_columns!(),
+                list_tail!(
+                    "r.workflow_id = $3 AND r.run_id IN (SELECT q.run_id FROM start_requests q \
+                      WHERE q.namespace = $1 AND q.workflow_id = $3)"
+                )
+            ),
+        };
+        let rows = sqlx::query(text)
+            .bind(&filter.namespace)
+            .bind(page.map(|p| p.0.uuid()))
+            .bind(&filter.workflow_id)
+            .bind(&filter.workflow_type)
+            .bind(statuses)
+            .bind(limit_of(limit))
+            .fetch_all(&self.pool)
+            .in_time(self.answer_limit)
+            .await
+            .map_err(before)?;
         rows.iter().map(run_row).collect()
     }
 
@@ -173,6 +199,7 @@ impl Catalog for PostgresStore {
         )
         .bind(runs)
         .fetch_all(&self.pool)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(closed.into_iter().map(RunId::from_uuid).collect())
@@ -185,6 +212,7 @@ impl Catalog for PostgresStore {
             sqlx::query_as("SELECT kind, id, fire_at FROM timers WHERE run_id = $1")
                 .bind(id)
                 .fetch_all(&self.pool)
+                .in_time(self.answer_limit)
                 .await
                 .map_err(before)?;
         let mut timers: Vec<Timer> = timers
@@ -201,11 +229,13 @@ impl Catalog for PostgresStore {
             sqlx::query_as("SELECT namespace, task_queue FROM tasks WHERE run_id = $1")
                 .bind(id)
                 .fetch_optional(&self.pool)
+                .in_time(self.answer_limit)
                 .await
                 .map_err(before)?;
         let wakes: Vec<i64> = sqlx::query_scalar("SELECT seq FROM wakes WHERE run_id = $1 ORDER BY seq")
             .bind(id)
             .fetch_all(&self.pool)
+            .in_time(self.answer_limit)
             .await
             .map_err(before)?;
         let task = task.map(|(namespace, task_queue)| QueueKey { namespace, task_queue });
@@ -223,6 +253,7 @@ impl Catalog for PostgresStore {
         .bind(name)
         .bind(description)
         .execute(&self.pool)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(done.rows_affected() > 0)
@@ -232,6 +263,7 @@ impl Catalog for PostgresStore {
         let row = sqlx::query("SELECT name, description, created_at FROM namespaces WHERE name = $1")
             .bind(name)
             .fetch_optional(&self.pool)
+            .in_time(self.answer_limit)
             .await
             .map_err(before)?;
         row.as_ref().map(namespace).transpose()
@@ -245,6 +277,7 @@ impl Catalog for PostgresStore {
         .bind(after)
         .bind(limit_of(limit))
         .fetch_all(&self.pool)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         rows.iter().map(namespace).collect()

@@ -7,6 +7,7 @@ use everstep_store::{Error, SessionRow, Sessions};
 use uuid::Uuid;
 
 use crate::PostgresStore;
+use crate::connect::InTime as _;
 use crate::error::before;
 use crate::rows::from_db;
 
@@ -33,6 +34,7 @@ impl Sessions for PostgresStore {
         .bind(&session.build_id)
         .bind(micros(session.lease))
         .fetch_optional(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(until.map(from_db))
@@ -46,6 +48,7 @@ impl Sessions for PostgresStore {
         .bind(session.uuid())
         .bind(micros(lease))
         .fetch_optional(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(until.map(from_db))
@@ -57,6 +60,7 @@ impl Sessions for PostgresStore {
         )
         .bind(session.uuid())
         .execute(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(done.rows_affected() > 0)
@@ -73,6 +77,7 @@ impl Sessions for PostgresStore {
         )
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(closed.into_iter().map(SessionId::from_uuid).collect())
@@ -91,6 +96,7 @@ impl Sessions for PostgresStore {
         .bind(after.map(|r| r.uuid()))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(runs.into_iter().map(RunId::from_uuid).collect())

@@ -9,6 +9,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use crate::PostgresStore;
+use crate::connect::InTime as _;
 use crate::error::before;
 use crate::rows::from_db;
 use crate::sessions::micros;
@@ -37,6 +38,7 @@ impl Sweep for PostgresStore {
         .bind(limit_of(limit))
         .bind(micros(claim))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         // What is returned is in the order in which the join met it.
@@ -48,6 +50,7 @@ impl Sweep for PostgresStore {
                ORDER BY fire_at LIMIT 1)",
         )
         .fetch_one(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         let (now, next): (DateTime<Utc>, Option<DateTime<Utc>>) =
@@ -78,7 +81,7 @@ impl Sweep for PostgresStore {
              UPDATE tasks t
                 SET claims = t.claims + 1,
                     next_claim_at = clock_timestamp() + least(2 ^ least(t.claims + 1, 6), 60) * interval '1 second'
-               FROM due d WHERE t.run_id = d.run_id
+              WHERE t.run_id = ANY (ARRAY(SELECT run_id FROM due))
              RETURNING t.run_id, t.namespace, t.task_queue",
         )
         .bind(queues.is_none())
@@ -86,6 +89,7 @@ impl Sweep for PostgresStore {
         .bind(names)
         .bind(limit_of(limit))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         let queue =
@@ -94,7 +98,8 @@ impl Sweep for PostgresStore {
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
-        // From one owner to the next in the index: there are few, however many runs there are.
+        // From one owner to the next in the index: there are few, however many runs there are. The runs of one are
+        // asked for by themselves, because a join is planned as a walk over all runs that there are.
         let lost: Vec<(Uuid, Uuid)> = sqlx::query_as(
             "WITH RECURSIVE owners(owner) AS (
                  SELECT (SELECT owner FROM runs WHERE owner IS NOT NULL ORDER BY owner LIMIT 1)
@@ -105,12 +110,16 @@ impl Sweep for PostgresStore {
                  SELECT o.owner FROM owners o
                   WHERE o.owner IS NOT NULL
                     AND (SELECT true FROM sessions s WHERE s.session_id = o.owner AND s.closed_at IS NULL) IS NULL)
-             SELECT r.run_id, r.owner FROM gone g JOIN runs r ON r.owner = g.owner
-              WHERE r.closed_at IS NULL
+             SELECT r.run_id, g.owner
+               FROM gone g
+              CROSS JOIN LATERAL (
+                    SELECT o.run_id FROM runs o
+                     WHERE o.owner = g.owner AND o.closed_at IS NULL ORDER BY o.run_id LIMIT $1) r
               ORDER BY r.run_id LIMIT $1",
         )
         .bind(limit_of(limit))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(lost
@@ -137,6 +146,7 @@ impl Sweep for PostgresStore {
         .bind(micros(age))
         .bind(limit_of(limit))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(wakes.into_iter().map(|(run, s)| (RunId::from_uuid(run), seq(s))).collect())
@@ -152,6 +162,7 @@ impl Sweep for PostgresStore {
         .bind(runs)
         .bind(seqs)
         .execute(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(())
@@ -176,6 +187,7 @@ impl Sweep for PostgresStore {
         .bind(after.map(|r| r.uuid()))
         .bind(limit_of(limit))
         .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
         .await
         .map_err(before)?;
         Ok(runs.into_iter().map(RunId::from_uuid).collect())

@@ -240,6 +240,12 @@ impl Machine {
                     op.fired = true;
                 }
             }
+            EventBody::TimerFired { timer } if timer.kind == TimerKind::Retry => {
+                // Its row is gone: nothing but this process starts the attempt now.
+                if let Some(op) = state.step(OpId(timer.id)) {
+                    op.retry_at = None;
+                }
+            }
             EventBody::TimerCanceled { timer } => {
                 if let Some(op) = state.timer(*timer) {
                     op.cancel_emitted = true;

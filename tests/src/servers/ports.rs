@@ -16,7 +16,10 @@ const ATTEMPTS_MAX: u32 = 200;
 /// A port on 127.0.0.1 that nobody listens on now.
 ///
 /// Another process may still take it before the server does; the caller then asks for another one.
-pub(super) fn free_port() -> anyhow::Result<u16> {
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> anyhow::Result<u16> {
     for _ in 0..ATTEMPTS_MAX {
         let port = random_port();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {

@@ -127,6 +127,11 @@ impl PostgresServer {
         self.process.pid()
     }
 
+    /// A program of the same installation, such as `pg_dump`, to be run as the server's user in its folder.
+    pub fn command(&self, program: &str) -> Command {
+        self.setup.command(program)
+    }
+
     /// The folder that holds its data and its socket.
     pub fn folder(&self) -> &Path {
         self.setup.folder.path()

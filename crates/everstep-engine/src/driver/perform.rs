@@ -161,7 +161,7 @@ fn ask(shared: &Arc<Shared>, output: Output) {
 }
 
 /// What a failpoint makes of an answer of the store.
-async fn failed_at(point: &'static str) -> Option<store::Error> {
+pub(super) async fn failed_at(point: &'static str) -> Option<store::Error> {
     let failed = everstep_fault::at(point).await.err()?;
     Some(store::Error::Unavailable(failed.to_string()))
 }
@@ -170,13 +170,9 @@ async fn find_owned(to: &Arc<Shared>, link: u64, session: everstep_core::Session
     let mut runs = Vec::new();
     loop {
         match to.store.owned_runs(session, runs.last().copied(), 1_000).await {
-            Ok(page) if page.is_empty() => return to.feed(Input::Owned { link, runs }),
+            Ok(page) if page.is_empty() => return to.feed(Input::Owned { link, runs: Ok(runs) }),
             Ok(page) => runs.extend(page),
-            Err(error) => {
-                // The worker holds runs that this node knows nothing of: it has to ask again.
-                tracing::warn!(%error, "owned runs not found");
-                return to.feed(Input::Disconnected { link });
-            }
+            Err(error) => return to.feed(Input::Owned { link, runs: Err(error) }),
         }
     }
 }

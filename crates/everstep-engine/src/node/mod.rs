@@ -121,7 +121,7 @@ pub enum Input {
         /// The stream.
         link: u64,
         /// The runs.
-        runs: Vec<RunId>,
+        runs: Result<Vec<RunId>, store::Error>,
     },
     /// Blocked runs that other code may free: the answer to an [`Output::FindBlocked`].
     Blocked {

@@ -23,6 +23,8 @@ pub(super) struct Session {
     held: Vec<HeldRun>,
     /// What it owns is being looked up.
     pub(super) resuming: bool,
+    /// It was connected elsewhere before, where a claim for it may still be on its way to the log.
+    moved: bool,
 }
 
 impl Session {
@@ -125,6 +127,7 @@ impl Node {
             runs: BTreeSet::new(),
             held: hello.held,
             resuming: resumed,
+            moved: resumed,
         };
         self.sessions.insert(link, session);
         if self.draining {
@@ -134,8 +137,20 @@ impl Node {
 
     /// What a resumed session owns: tell the worker what it has missed, and take back what it holds
     /// without owning it.
-    pub(super) fn owned(&mut self, link: u64, runs: Vec<RunId>) {
+    pub(super) fn owned(&mut self, link: u64, runs: Result<Vec<RunId>, store::Error>) {
         let Some(session) = self.sessions.get_mut(&link) else { return };
+        let runs = match runs {
+            Ok(runs) => runs,
+            Err(error) if session.resuming => {
+                // The worker holds runs that this node knows nothing of: it has to ask again.
+                tracing::warn!(%error, "owned runs not found");
+                return self.disconnected(link);
+            }
+            Err(_) => return,
+        };
+        if !session.resuming {
+            return self.claims_found(runs);
+        }
         let held = std::mem::take(&mut session.held);
         session.resuming = false;
         for &run in &runs {
@@ -157,6 +172,23 @@ impl Node {
             if let Some(slot) = self.slots.get_mut(&run)
                 && slot.is_idle()
             {
+                slot.run = None;
+                slot.history = None;
+            }
+            self.add_job(run, Job::Look);
+        }
+    }
+
+    /// What a session owns, looked at once more: a claim that another node had made for it may have come to the
+    /// log after the worker had come here, and then nobody was told.
+    fn claims_found(&mut self, runs: Vec<RunId>) {
+        for run in runs {
+            let starting = self.starts.values().any(|job| job.is_for(run));
+            let busy = self.slots.get(&run).is_some_and(|slot| !slot.is_idle() || slot.told.is_some());
+            if starting || busy {
+                continue;
+            }
+            if let Some(slot) = self.slots.get_mut(&run) {
                 slot.run = None;
                 slot.history = None;
             }
@@ -207,6 +239,9 @@ impl Node {
         match until {
             Ok(Some(_)) => {
                 self.out.push(Output::ToWorker { link, message: WorkerOut::HeartbeatAck { number } });
+                if let Some(session) = self.sessions.get(&link).filter(|s| s.moved && !s.resuming) {
+                    self.out.push(Output::FindOwned { link, session: session.id });
+                }
             }
             Ok(None) => self.close_link(link, "its lease had ended"),
             // Without an answer the worker stops by itself when its lease ends.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Attach, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq,
-    SessionId, TimerKey, WorkerCommit, Write, WriteBasis, decide,
+    Actor, Attach, Command, CommandBody, CommandId, Detach, Epoch, Event, EventBody, Rejection, Run, RunId,
+    Seq, SessionId, TimerKey, WorkerCommit, Write, WriteBasis, decide,
 };
 use everstep_dispatch::{Notice, TaskHint};
 use everstep_fault::{Bug, planted};
@@ -28,7 +28,7 @@ pub(super) enum Job {
     /// A client's command.
     Client { request: u64, command: Command },
     /// An owner's commit.
-    Commit { link: u64, commit: WorkerCommit },
+    Commit { link: u64, commit: WorkerCommit, verified: bool },
     /// The run may need a worker.
     Offer { token: Option<u64>, verified: bool },
     /// An instant may have come.
@@ -63,6 +63,8 @@ pub(super) struct Slot {
     next_number: Option<(u64, u32)>,
     /// The stream lacks events that were not at hand when there was something to send.
     behind: bool,
+    /// Somebody else may have left a wake for an owner of this run.
+    woken: bool,
     races: u32,
 }
 
@@ -72,6 +74,8 @@ pub(super) struct Writing {
     pub(super) append: Append,
     jobs: Vec<(Job, Result<(), Rejection>)>,
     started: bool,
+    /// The stream of the worker that it claims the run for.
+    claimed: Option<u64>,
     pub(super) tries: u32,
 }
 
@@ -95,7 +99,7 @@ impl Node {
             return self.work(run_id);
         }
         slot.next_number = Some((link, expected.unwrap_or(0).max(commit.number + 1)));
-        self.add_job(run_id, Job::Commit { link, commit });
+        self.add_job(run_id, Job::Commit { link, commit, verified: false });
     }
 
     /// Puts a job into a run's mailbox and works it off if the run is free.
@@ -171,8 +175,13 @@ impl Node {
         let (result, again) = match &job {
             Job::Client { command, .. } if self.remembers(run.id(), &command.body) => (Ok(()), None),
             Job::Client { command, .. } => (apply_decision(run, command, self.now, batch), None),
-            Job::Commit { link, commit } => {
+            Job::Commit { link, commit, verified } => {
                 let session = self.sessions.get(link)?;
+                // The sender has seen more than is known here: the log decides whether it is the owner.
+                let ahead = commit.epoch > run.epoch() || commit.seen > run.seq();
+                if ahead && !verified && !run.status().is_closed() {
+                    return Some(Job::Commit { link: *link, commit: commit.clone(), verified: true });
+                }
                 let command = Command {
                     id: CommandId::of_worker(run.id(), commit.epoch, commit.number),
                     actor: Actor::Worker(session.worker.identity.clone()),
@@ -241,25 +250,38 @@ impl Node {
         let mut writes = basis.writes(run, &batch.events);
         let foreign = batch.events.iter().any(|e| e.command_id.worker_commit(run_id).is_none());
         let owner_elsewhere = run.owner().is_some_and(|o| !self.links.contains_key(&o.session));
-        if foreign && owner_elsewhere {
+        let wakes = self.config.shared && foreign && owner_elsewhere;
+        if wakes {
             writes.push(Write::WakeSet { seq: run.seq() });
         }
+        if slot.woken && run.owner().is_none() {
+            // A wake is for an owner, and the sweep finds it by its owner.
+            writes.push(Write::WakesDeleted { up_to: run.seq() });
+        }
+        let claims = batch.events.iter().any(|e| matches!(e.body, EventBody::WorkerAttached { .. }));
+        let claimed = run.owner().filter(|_| claims).and_then(|o| self.links.get(&o.session).copied());
         let events = Arc::new(batch.events);
         let append = Append::of(RunAppend { run_id, start: None, events, writes });
         let ticket = self.ticket();
         self.tickets.insert(ticket, run_id);
         self.submit(ticket, &append, StdDuration::ZERO);
         if let Some(slot) = self.slots.get_mut(&run_id) {
-            slot.writing = Some(Writing { append, jobs: batch.jobs, started: false, tries: 0 });
+            slot.woken |= wakes;
+            slot.writing = Some(Writing { append, jobs: batch.jobs, started: false, claimed, tries: 0 });
         }
     }
 
-    /// Puts a run that was just started into memory, its first append being committed.
-    pub(super) fn adopt_started(&mut self, run: Run, append: Append) {
+    /// Puts a run that was just started into memory, its first append being committed. `claimed` is the stream
+    /// whose worker it was started for.
+    pub(super) fn adopt_started(&mut self, run: Run, append: Append, claimed: Option<u64>, overtaken: bool) {
         let run_id = run.id();
         self.status.runs_started += 1;
         self.out.push(Output::RunStarted(Box::new(run.clone())));
-        let writing = Writing { append, jobs: Vec::new(), started: true, tries: 0 };
+        if overtaken || self.slots.contains_key(&run_id) {
+            // Its worker was told of it before the answer of the store came, and has gone on.
+            return self.add_job(run_id, Job::Look);
+        }
+        let writing = Writing { append, jobs: Vec::new(), started: true, claimed, tries: 0 };
         self.slots.insert(run_id, Slot { run: Some(Box::new(run)), ..Slot::default() });
         self.committed(run_id, writing);
     }
@@ -290,9 +312,32 @@ impl Node {
             }
         }
         self.answer(run_id, writing.jobs);
+        if self.is_overtaken(run_id, writing.claimed)
+            && let Some(slot) = self.slots.get_mut(&run_id)
+        {
+            slot.run = None;
+            slot.history = None;
+            slot.inbox.push_back(Job::Look);
+            return self.work(run_id);
+        }
         self.reconcile(run_id, writing.started.then(|| Arc::clone(events)));
         self.catch_up(run_id);
         self.work(run_id);
+    }
+
+    /// Whether the log may have gone on without this node while it waited for an answer: a worker has come here
+    /// with a later claim than is known, or has come back after it had the run elsewhere. What is in memory
+    /// must not decide then what it is told.
+    fn is_overtaken(&self, run_id: RunId, claimed: Option<u64>) -> bool {
+        let Some(slot) = self.slots.get(&run_id) else { return false };
+        let Some(run) = &slot.run else { return false };
+        match slot.told {
+            Some((_, epoch)) => epoch > run.epoch(),
+            None => {
+                let link = run.owner().and_then(|owner| self.links.get(&owner.session));
+                link.is_some_and(|link| claimed != Some(*link))
+            }
+        }
     }
 
     /// Reads the whole history again for a stream that lacks some of it.
@@ -364,7 +409,7 @@ impl Node {
                 Job::Client { request, .. } => {
                     self.out.push(Output::Done { request, result: result.map_err(Error::Rejected) });
                 }
-                Job::Commit { link, commit } => self.answer_commit(run_id, link, &commit, result),
+                Job::Commit { link, commit, .. } => self.answer_commit(run_id, link, &commit, result),
                 Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
                 Job::Offer { token: None, .. } | Job::Fire { .. } | Job::Lose { .. } | Job::Look => {}
             }
@@ -535,6 +580,8 @@ impl Node {
         if slot.run.is_none() {
             return self.not_found(run_id);
         }
+        slot.woken |= events.iter().any(|e| may_wake(run_id, e));
+        self.overtake_start(run_id);
         self.append_beaten(run_id);
         self.out.push(Output::Opened(run_id));
         let events = Arc::new(events);
@@ -572,7 +619,7 @@ impl Node {
                     let result = Err(Error::RunNotFound(run_id.to_string()));
                     self.out.push(Output::Done { request, result });
                 }
-                Job::Commit { link, commit } => {
+                Job::Commit { link, commit, .. } => {
                     let rejection = Rejection::Fenced { current: 0, sent: commit.epoch };
                     let (epoch, number) = (commit.epoch, commit.number);
                     let message = WorkerOut::Rejected { run_id, epoch, number, rejection };
@@ -670,6 +717,13 @@ fn apply_decision(
         batch.events.push(event);
     }
     Ok(())
+}
+
+/// Whether the event may have come from a node that was not the owner's, which then left a wake.
+fn may_wake(run: RunId, event: &Event) -> bool {
+    use everstep_core::EventBody::{CancelRequested, SignalReceived, TimerFired};
+    let told = matches!(event.body, SignalReceived { .. } | CancelRequested { .. } | TimerFired { .. });
+    told && event.epoch > 0 && event.command_id.worker_commit(run).is_none()
 }
 
 /// 10 ms, doubling, at most about a second.

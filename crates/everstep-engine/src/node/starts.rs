@@ -28,11 +28,22 @@ pub(super) struct StartJob {
     seed: u64,
     races: u32,
     tries: u32,
+    /// The stream of the worker that the run is started for.
+    claimed: Option<u64>,
+    /// The run was read from the log before the answer to its append came: it has gone on without it.
+    overtaken: bool,
     /// The run as it will be, and the append that makes it so.
     prepared: Option<(Run, Append)>,
     /// Waiting for the history of the run to terminate: the first event and who holds the workflow id.
     terminating: Option<(Box<Event>, RunId)>,
     replied: bool,
+}
+
+impl StartJob {
+    /// Whether the run is the one that is being started.
+    pub(super) fn is_for(&self, run: RunId) -> bool {
+        self.run_id == run
+    }
 }
 
 impl Node {
@@ -56,6 +67,8 @@ impl Node {
             seed,
             races: 0,
             tries: 0,
+            claimed: None,
+            overtaken: false,
             prepared: None,
             terminating: None,
             replied: false,
@@ -108,13 +121,14 @@ impl Node {
             Err(e) => return self.finish_start(ticket, Err(store::Error::Corrupt(e.to_string()).into())),
         };
         let mut events = vec![event];
-        self.attach_at_start(&mut run, &mut events);
+        let claimed = self.attach_at_start(&mut run, &mut events);
         let writes = WriteBasis::NEW.writes(&run, &events);
         let append =
             Append { run: RunAppend { run_id, start: Some(claim), events: Arc::new(events), writes }, with };
         self.submit(ticket, &append, StdDuration::ZERO);
         if let Some(job) = self.starts.get_mut(&ticket) {
             job.prepared = Some((run, append));
+            job.claimed = claimed;
         }
         if planted(Bug::ReplyBeforeCommit) {
             self.start_replied(ticket, Ok(Started { run_id, started: true }));
@@ -122,19 +136,27 @@ impl Node {
     }
 
     /// Claims the run for a worker that is connected here, in the append that starts it.
-    fn attach_at_start(&mut self, run: &mut Run, events: &mut Vec<Event>) {
-        let Some(link) = self.link_with_credit(&run.queue()) else { return };
-        let Some(session) = self.sessions.get_mut(&link) else { return };
+    fn attach_at_start(&mut self, run: &mut Run, events: &mut Vec<Event>) -> Option<u64> {
+        let link = self.link_with_credit(&run.queue())?;
+        let session = self.sessions.get_mut(&link)?;
         let attach = Attach { session: session.id, worker: session.worker.clone() };
         let actor = Actor::Worker(session.worker.identity.clone());
         let command = Command { id: self.ids.command_id(), actor, body: CommandBody::Attach(attach) };
-        let Ok(decision) = decide(run, &command, self.now) else { return };
+        let decision = decide(run, &command, self.now).ok()?;
         for event in decision.events {
             if run.apply(&event).is_ok() {
                 events.push(event);
             }
         }
         session.runs.insert(run.id());
+        Some(link)
+    }
+
+    /// The log holds a run whose start may still wait for its answer.
+    pub(super) fn overtake_start(&mut self, run: RunId) {
+        for job in self.starts.values_mut().filter(|job| job.is_for(run)) {
+            job.overtaken = true;
+        }
     }
 
     /// The verdict on a start's append.
@@ -142,7 +164,8 @@ impl Node {
         let Some(job) = self.starts.get_mut(&ticket) else { return };
         match verdict {
             Verdict::Committed => {
-                let (request, run_id, replied) = (job.request, job.run_id, job.replied);
+                let (request, run_id, replied, claimed) = (job.request, job.run_id, job.replied, job.claimed);
+                let overtaken = job.overtaken;
                 let prepared = job.prepared.take();
                 let terminated = job.terminating.take().map(|(_, holder)| holder);
                 if let Some(job) = self.starts.remove(&ticket) {
@@ -153,7 +176,7 @@ impl Node {
                     self.out.push(Output::Started { request, result });
                 }
                 if let Some((run, append)) = prepared {
-                    self.adopt_started(run, append);
+                    self.adopt_started(run, append, claimed, overtaken);
                 }
                 if let Some(holder) = terminated {
                     self.add_job(holder, Job::Look);
@@ -217,7 +240,14 @@ impl Node {
     /// Who holds the workflow id.
     pub(super) fn start_found(&mut self, ticket: u64, record: Result<StartRecord, store::Error>) {
         match record {
-            Err(error) => self.finish_start(ticket, Err(error.into())),
+            Err(error) => {
+                // An append whose outcome is unknown may have started the run, for a worker that is connected here.
+                let run = self.starts.get(&ticket).map(|job| job.run_id);
+                self.finish_start(ticket, Err(error.into()));
+                if let Some(run) = run {
+                    self.add_job(run, Job::Look);
+                }
+            }
             Ok(record) => {
                 let current = record.current.map(|(run_id, status)| CurrentRun { run_id, status });
                 let known = record.request.map(|(run_id, body_hash)| KnownRequest { run_id, body_hash });

@@ -92,7 +92,9 @@ impl<R: DeserializeOwned> RunHandle<R> {
     }
 
     /// What an answer says of the run's end; `None` while it is open.
-    pub(super) fn outcome(answer: api::GetResultResponse) -> Result<Option<Result<R, RunError>>, ClientError> {
+    pub(super) fn outcome(
+        answer: api::GetResultResponse,
+    ) -> Result<Option<Result<R, RunError>>, ClientError> {
         let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
         let status = wire::decode_run_status("status", answer.status).map_err(protocol)?;
         if !status.is_closed() {

@@ -122,6 +122,13 @@ impl Session {
         self.lease.end();
     }
 
+    /// Runs may have been given up: the session that owns them is not taken up again, so that it ends and others
+    /// get them.
+    fn lapsed(&mut self) -> Ended {
+        self.forget("the lease ended");
+        Ended::Lost("the lease ended".to_owned())
+    }
+
     async fn connect(
         &mut self,
         mut stop: std::pin::Pin<&mut (impl Future<Output = ()> + Send)>,
@@ -165,8 +172,7 @@ impl Session {
                 }
                 _ = heartbeat.tick() => {
                     if self.lease.is_over() {
-                        self.forget("the lease ended");
-                        return Ended::Lost("the lease ended".to_owned());
+                        return self.lapsed();
                     }
                     self.heartbeat();
                 }
@@ -228,10 +234,12 @@ impl Session {
         }
         if !welcome.resumed {
             self.forget("the server knows nothing of the session");
+            self.lease.begin(hello_sent, lease);
+        } else if !self.lease.renew(hello_sent, lease) {
+            return Err(self.lapsed());
         }
         tracing::info!(session = welcome.session_id, resumed = welcome.resumed, "connected");
         self.token = welcome.session_token;
-        self.lease.renew(hello_sent, lease);
         self.outbox.open(to_stream);
         for held in self.runs.values() {
             let _ = held.to_run.send(RunMessage::Resend);
@@ -274,7 +282,9 @@ impl Session {
             Message::HeartbeatAck(ack) => {
                 if let Some(sent) = self.heartbeats.remove(&ack.number) {
                     self.heartbeats.retain(|&n, _| n > ack.number);
-                    self.lease.renew(sent, self.lease.length());
+                    if !self.lease.renew(sent, self.lease.length()) {
+                        return Err(self.lapsed());
+                    }
                 }
             }
             Message::Activate(activate) => self.activate(activate),

@@ -13,6 +13,8 @@ use std::time::Duration;
 use everstep_core::{Payload, validate_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::client::{default_identity, dial};
 use crate::machine::{WorkflowFactory, WorkflowFuture};
@@ -235,12 +237,32 @@ impl Worker {
         self.run_until(stop_signal()).await
     }
 
-    /// As [`Worker::run`], until `stop` is ready.
+    /// As [`Worker::run`], until `stop` is ready. Dropped before that, it ends at once and without a goodbye.
     ///
     /// # Errors
     /// As [`Worker::run`].
     pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> Result<(), WorkerError> {
-        connection::work(self.settings, stop).await
+        let (tell, told) = oneshot::channel::<()>();
+        let told = async {
+            let _ = told.await;
+        };
+        // A task, not a part of this future: the thread that blocks on `main` is none of the runtime's workers,
+        // and every message to a run would go from one thread to the other and back.
+        let mut task = JoinSet::new();
+        task.spawn(connection::work(self.settings, told));
+        let ended = tokio::select! {
+            ended = task.join_next() => ended,
+            () = stop => {
+                drop(tell);
+                task.join_next().await
+            }
+        };
+        match ended {
+            Some(Ok(result)) => result,
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // Nobody else aborts it, so the runtime is shutting down.
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 }
 

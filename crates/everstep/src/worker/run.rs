@@ -55,7 +55,7 @@ pub(super) struct RunTask {
     running: BTreeMap<OpId, Running>,
     policies: HashMap<OpId, RetryPolicy>,
     /// Attempts that wait for their instant or for the lease.
-    waiting: BTreeMap<OpId, (TokioInstant, Work)>,
+    waiting: BTreeMap<OpId, Waiting>,
     idle_since: Option<TokioInstant>,
     /// The commit that lets go of the run is under way.
     leaving: bool,
@@ -76,6 +76,14 @@ struct Unacked {
     /// what came since would leave the run without anybody to act on it.
     seen: Seq,
     commands: Vec<CommitCommand>,
+}
+
+/// An attempt that is not begun yet.
+struct Waiting {
+    at: TokioInstant,
+    /// It is not due. A parked run is woken for it; one whose lease is just being renewed would not be.
+    has_timer: bool,
+    work: Work,
 }
 
 struct Running {
@@ -379,7 +387,8 @@ impl RunTask {
         if !due.is_zero() || !self.lease.may_start() || self.draining {
             // The lease is renewed any moment, or the run is lost; a drain starts nothing new.
             let wait = due.max(if due.is_zero() { self.lease.length() / 10 } else { Duration::ZERO });
-            self.waiting.insert(id, (TokioInstant::now() + wait, work));
+            self.waiting
+                .insert(id, Waiting { at: TokioInstant::now() + wait, has_timer: !due.is_zero(), work });
             return;
         }
         let info = StepInfo {
@@ -438,7 +447,7 @@ impl RunTask {
             return None;
         }
         let shows = self.running.values().filter_map(|r| r.show_at);
-        let waits = self.waiting.values().map(|(at, _)| *at);
+        let waits = self.waiting.values().map(|w| w.at);
         let park = self.idle_since.map(|at| at + self.settings.park_after);
         shows.chain(waits).chain(park).min()
     }
@@ -456,11 +465,10 @@ impl RunTask {
         if !commands.is_empty() {
             self.commit(commands);
         }
-        let due: Vec<OpId> =
-            self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(&id, _)| id).collect();
+        let due: Vec<OpId> = self.waiting.iter().filter(|(_, w)| w.at <= now).map(|(&id, _)| id).collect();
         for id in due {
-            if let Some((_, work)) = self.waiting.remove(&id) {
-                self.begin(work);
+            if let Some(waiting) = self.waiting.remove(&id) {
+                self.begin(waiting.work);
             }
         }
     }
@@ -469,7 +477,7 @@ impl RunTask {
     fn leave_if_idle(&mut self) {
         let waits = self.machine.as_ref().is_some_and(Machine::is_waiting);
         let soon = TokioInstant::now() + self.settings.park_after;
-        let attempt_soon = self.waiting.values().any(|(at, _)| *at <= soon);
+        let attempt_soon = self.waiting.values().any(|w| w.at <= soon || !w.has_timer);
         let busy = !self.running.is_empty() || !self.unacked.is_empty();
         if self.leaving || !waits || busy || (attempt_soon && !self.draining) {
             self.idle_since = None;

@@ -1,0 +1,161 @@
+//! Programs from seeds.
+
+use super::{Code, Dice, End, Op, Profile, Program, SIGNAL_NAME, Source, Step, Wish};
+
+/// Races that may go either way; each doubles the outcomes.
+const OPEN_RACES_MAX: u32 = 2;
+/// Parallels and races within one another.
+const DEPTH_MAX: u32 = 2;
+
+struct Generator {
+    dice: Dice,
+    source: Source,
+    /// Nonces given so far.
+    nonces: u32,
+    open_races: u32,
+}
+
+/// What the numbers of a profile are.
+struct Scale {
+    ops: u64,
+    sleep_us: u64,
+    quick_us: u64,
+    slow_us: u64,
+    /// Results this large, in a share of the steps.
+    huge: (usize, f64),
+}
+
+impl Profile {
+    fn scale(self) -> Scale {
+        match self {
+            Self::Sim => Scale {
+                ops: 6,
+                sleep_us: 8_000_000,
+                quick_us: 5_000,
+                slow_us: 6_000_000,
+                huge: (256 * 1024, 0.002),
+            },
+            Self::Chaos => Scale {
+                ops: 7,
+                sleep_us: 800_000,
+                quick_us: 5_000,
+                slow_us: 300_000,
+                huge: (256 * 1024, 0.02),
+            },
+        }
+    }
+}
+
+pub(super) fn program(source: Source) -> Program {
+    // The seeds of a case are often neighbours of each other and of the world's own.
+    let dice = Dice::new(source.seed ^ 0x0070_726f_6772_616d);
+    let mut generator = Generator { dice, source, nonces: 0, open_races: 0 };
+    let count = 1 + generator.dice.below(source.profile.scale().ops);
+    let ops = generator.ops(count, 0);
+    let end = if generator.dice.chance(0.1) { End::Uncaught } else { End::Output };
+    let wish = match generator.dice.below(12) {
+        0 => Wish::Cancel,
+        1 => Wish::Terminate,
+        _ => Wish::Nothing,
+    };
+    let code = generator.code(&ops);
+    Program { source, ops, end, wish, code }
+}
+
+impl Generator {
+    fn nonce(&mut self) -> String {
+        self.nonces += 1;
+        format!("{:016x}.{:03}", self.source.seed, self.nonces)
+    }
+
+    fn ops(&mut self, count: u64, depth: u32) -> Vec<Op> {
+        (0..count).map(|_| self.op(depth)).collect()
+    }
+
+    fn op(&mut self, depth: u32) -> Op {
+        match self.dice.below(16) {
+            0..=7 => Op::Step(self.step()),
+            8..=9 => self.sleep(),
+            10..=11 => self.signal(depth),
+            12..=13 if depth < DEPTH_MAX => {
+                let branches = 2 + self.dice.below(3);
+                Op::Parallel((0..branches).map(|_| self.branch(depth)).collect())
+            }
+            14..=15 if depth < DEPTH_MAX => self.race(depth),
+            _ => Op::Step(self.step()),
+        }
+    }
+
+    fn branch(&mut self, depth: u32) -> Vec<Op> {
+        let count = 1 + self.dice.below(3);
+        self.ops(count, depth + 1)
+    }
+
+    /// Mostly one arm can win; sometimes all can, and the outcome is one of a set.
+    fn race(&mut self, depth: u32) -> Op {
+        let open = self.open_races < OPEN_RACES_MAX && self.dice.chance(0.3);
+        let arms = if open { 2 } else { 2 + self.dice.below(2) };
+        if open {
+            self.open_races += 1;
+        }
+        let winner = self.dice.below(arms);
+        let mut all = Vec::new();
+        for index in 0..arms {
+            // What has several outcomes is not multiplied again by standing in an arm.
+            let kept = std::mem::replace(&mut self.open_races, OPEN_RACES_MAX);
+            let mut arm = self.branch(depth);
+            self.open_races = kept;
+            if !open && index != winner {
+                arm.push(Op::Never);
+            }
+            all.push(arm);
+        }
+        Op::Race(all)
+    }
+
+    fn step(&mut self) -> Step {
+        let scale = self.source.profile.scale();
+        let fails = if self.dice.chance(0.2) { 1 + self.dice.below(2) as u32 } else { 0 };
+        let slow_us = if self.dice.chance(0.1) {
+            self.dice.below(scale.slow_us)
+        } else {
+            self.dice.below(scale.quick_us)
+        };
+        let (huge, share) = scale.huge;
+        let bytes = if self.dice.chance(share) {
+            huge / 2 + self.dice.below(huge as u64 / 2) as usize
+        } else if self.dice.chance(0.05) {
+            self.dice.below(8_192) as usize
+        } else {
+            self.dice.below(64) as usize
+        };
+        Step { nonce: self.nonce(), fails, slow_us, bytes, refused: self.dice.chance(0.06) }
+    }
+
+    fn sleep(&mut self) -> Op {
+        let us = self.dice.below(self.source.profile.scale().sleep_us);
+        Op::Sleep { nonce: self.nonce(), us }
+    }
+
+    fn signal(&mut self, depth: u32) -> Op {
+        let id = format!("signal-{}", self.nonce());
+        let name = if depth == 0 { SIGNAL_NAME.to_owned() } else { id.clone() };
+        Op::Signal { name, id }
+    }
+
+    fn code(&mut self, ops: &[Op]) -> Code {
+        let named = ops.iter().filter_map(|op| match op {
+            Op::Step(step) => Some(step.nonce.clone()),
+            _ => None,
+        });
+        let named: Vec<String> = named.collect();
+        match self.dice.below(10) {
+            0 if !named.is_empty() => {
+                let at = self.dice.below(named.len() as u64) as usize;
+                Code::Renamed { nonce: named[at].clone() }
+            }
+            1 => Code::Poisoned { before: self.dice.below(ops.len() as u64 + 1) as usize },
+            _ => Code::Same,
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Kitchen-sink workflow programs: generated from a seed, run by the simulation's model and by an interpreter
+//! over the SDK, with an outcome that is known before anything runs.
+//!
+//! # What a program gives back
+//! The output is a list of lines in *source order*, whatever the order in time:
+//!
+//! | op | lines |
+//! |---|---|
+//! | step | `step <nonce> <bytes>`, both read from the recorded result |
+//! | step that ends in a final failure | `refused <nonce>` |
+//! | sleep | `slept <nonce>` |
+//! | signal | `signal <id>`, read from the signal's input |
+//! | parallel | the lines of its branches, the first branch's first |
+//! | race | `won <index>`, then the lines of the arm that won |
+//!
+//! Its hash ([`output_sha256`]) is the SHA-256 of these lines as a JSON array of strings, which is also the
+//! JSON text of the run's result. Where a race may go several ways, each way has a hash of its own.
+//!
+//! # Signals
+//! Waits at the top level all wait for the name [`SIGNAL_NAME`] and take signals in the order of the log; so a
+//! client sends a program's signals in the order of [`Prediction::signals`], each acknowledged before the next.
+//! A wait inside a branch or arm has a name of its own: its id.
+//!
+//! # Two builds
+//! A program is run by [`Build::A`] or [`Build::B`] ([`Build::of`] tells by the build id). [`Code`] says in
+//! what the two differ: nothing, the name of one step (what one has recorded blocks the other), or a panic
+//! that only `A` has.
+//!
+//! What is *not* here: what a step does to the world ([`Effects`] is the caller's), and clients.
+
+mod dice;
+mod generate;
+mod interpret;
+mod predict;
+#[cfg(test)]
+mod tests;
+
+use everstep_core::{Duration, RetryPolicy};
+use serde::{Deserialize, Serialize};
+
+pub use dice::Dice;
+pub use interpret::{Effects, interpret};
+pub use predict::{Outcome, PlannedSignal, PlannedStep, PlannedTimer, Prediction, output_sha256};
+
+/// The name that waits of the top level wait for.
+pub const SIGNAL_NAME: &str = "go";
+/// Kind of the failure of a step that fails and is tried again.
+pub const FLAKY: &str = "Flaky";
+/// Kind of the failure of a step that ends in a final failure.
+pub const REFUSED: &str = "Refused";
+/// Kind of the failure of a run whose program ends in an error.
+pub const UNCAUGHT: &str = "Uncaught";
+/// What the panic of a poisoned program says.
+pub const POISON: &str = "poisoned";
+
+/// How large a program is, and how long it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// Virtual time: sleeps of seconds cost nothing, large results do.
+    Sim,
+    /// Real time: everything below a second, some results large.
+    Chaos,
+}
+
+/// What a program is generated from; small enough for a workflow's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The seed.
+    pub seed: u64,
+    /// The profile.
+    pub profile: Profile,
+}
+
+/// A workflow, as data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// What it was generated from.
+    pub source: Source,
+    /// What it does, in order.
+    pub ops: Vec<Op>,
+    /// How it ends by itself.
+    pub end: End,
+    /// What its client wants besides.
+    pub wish: Wish,
+    /// In what its two builds differ.
+    pub code: Code,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// A step.
+    Step(Step),
+    /// A durable sleep.
+    Sleep {
+        /// Its name in the program.
+        nonce: String,
+        /// How long.
+        us: u64,
+    },
+    /// Waits for a signal; its input is its id as a JSON string.
+    Signal {
+        /// The name that is waited for.
+        name: String,
+        /// The signal's id.
+        id: String,
+    },
+    /// All branches, side by side.
+    Parallel(Vec<Vec<Op>>),
+    /// The arm that ends first; the others are dropped.
+    Race(Vec<Vec<Op>>),
+    /// Waits for a signal that nobody sends: what an arm ends with that cannot win.
+    Never,
+}
+
+/// A step: its attempts `1..=fails` fail, the next one ends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name in the program, unique among all programs of other seeds too.
+    pub nonce: String,
+    /// Attempts that fail first.
+    pub fails: u32,
+    /// How long each attempt takes.
+    pub slow_us: u64,
+    /// Bytes of its result, as text.
+    pub bytes: usize,
+    /// It ends in a final failure instead of a result. The workflow takes note and goes on.
+    pub refused: bool,
+}
+
+/// How a program ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// It returns its output.
+    Output,
+    /// It returns an error that nobody catches: the run fails with kind [`UNCAUGHT`].
+    Uncaught,
+}
+
+/// What a client wants of the run besides its signals. Unless that is nothing, the program waits for ever
+/// after its last op, so that it cannot end before the wish reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// Nothing.
+    Nothing,
+    /// A cancel at any time. The workflow drops what it does and ends as canceled.
+    Cancel,
+    /// A terminate at any time.
+    Terminate,
+}
+
+/// In what the builds of a program differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// In nothing.
+    Same,
+    /// The step with this nonce has another name: once it is recorded, the other build is blocked.
+    Renamed {
+        /// Which step.
+        nonce: String,
+    },
+    /// [`Build::A`] panics when it comes to the op of the top level with this index.
+    Poisoned {
+        /// Which op; the number of ops for the end.
+        before: usize,
+    },
+}
+
+/// Which code a worker runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Build {
+    /// The one that poison is in.
+    A,
+    /// The other.
+    B,
+}
+
+impl Build {
+    /// The build of a worker with this build id: `B` when it begins with that letter.
+    pub fn of(build_id: &str) -> Self {
+        if build_id.starts_with('B') { Self::B } else { Self::A }
+    }
+}
+
+/// How an attempt of a step ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// With a failure of kind [`FLAKY`] that is tried again.
+    Flaky,
+    /// With a final failure of kind [`REFUSED`], whose message is the nonce.
+    Refused,
+    /// With the result.
+    Well,
+}
+
+impl Source {
+    /// The program; the same one each time.
+    pub fn program(self) -> Program {
+        generate::program(self)
+    }
+}
+
+impl Program {
+    /// The name of a step in a build.
+    pub fn step_name(&self, step: &Step, build: Build) -> String {
+        let number = step.nonce.rsplit('.').next().unwrap_or_default();
+        let renamed = matches!(&self.code, Code::Renamed { nonce } if *nonce == step.nonce);
+        if renamed && build == Build::B { format!("renamed-{number}") } else { format!("step-{number}") }
+    }
+
+    /// Whether a build panics before the op of the top level with this index.
+    pub fn is_poisoned(&self, build: Build, index: usize) -> bool {
+        build == Build::A && self.code == Code::Poisoned { before: index }
+    }
+}
+
+impl Profile {
+    /// How failed steps are tried again.
+    pub fn retry_policy(self) -> RetryPolicy {
+        match self {
+            Self::Sim => RetryPolicy::default(),
+            Self::Chaos => RetryPolicy {
+                initial_interval: Duration::from_millis(20),
+                maximum_interval: Duration::from_millis(200),
+                ..RetryPolicy::default()
+            },
+        }
+    }
+}
+
+/// Length of every nonce.
+const NONCE_LEN: usize = 20;
+
+impl Step {
+    /// How its attempt with this number ends.
+    pub fn ends(&self, attempt: u32) -> Ends {
+        match attempt > self.fails {
+            false => Ends::Flaky,
+            true if self.refused => Ends::Refused,
+            true => Ends::Well,
+        }
+    }
+
+    /// What it returns: its nonce, then filling that is no other step's.
+    pub fn result(&self) -> String {
+        let length = self.bytes.max(self.nonce.len());
+        self.nonce.chars().cycle().take(length).collect()
+    }
+}
+
+/// The line of a step that returned `result`.
+pub fn step_line(result: &str) -> String {
+    format!("step {} {}", result.get(..NONCE_LEN).unwrap_or(result), result.len())
+}
+
+/// The line of a step that ended in a failure.
+pub fn failure_line(kind: &str, message: &str) -> String {
+    if kind == REFUSED { format!("refused {message}") } else { format!("failed {kind}") }
+}
+
+/// The line of a sleep.
+pub fn sleep_line(nonce: &str) -> String {
+    format!("slept {nonce}")
+}
+
+/// The line of a signal whose input is this id.
+pub fn signal_line(id: &str) -> String {
+    format!("signal {id}")
+}
+
+/// The first line of a race.
+pub fn won_line(index: usize) -> String {
+    format!("won {index}")
+}
