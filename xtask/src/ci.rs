@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::{servers, shell, test, tidy};
+use crate::{gate, servers, shell, test, tidy};
 
 const WASM: &str = "wasm32-unknown-unknown";
 
@@ -22,6 +22,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     ]))?;
     check_dependencies(root)?;
     check_core_on_wasm(root)?;
+    gate::run_if_installed(root)?;
     test::run(root, &test::Options { all: true, ..test::Options::default() })?;
     let mut doc = shell::cargo(root);
     doc.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--locked", "--no-deps", "-p", "everstep"]);

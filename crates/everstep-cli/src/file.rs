@@ -28,7 +28,7 @@ pub(crate) fn settings(args: impl Iterator<Item = OsString>) -> Result<Settings,
 }
 
 /// The settings in a file's text, or the line and what is wrong with it.
-fn parse(text: &str) -> Result<Settings, (usize, String)> {
+pub(crate) fn parse(text: &str) -> Result<Settings, (usize, String)> {
     let line_of = |at: usize| 1 + text.bytes().take(at).filter(|b| *b == b'\n').count();
     let table: toml::Table = text
         .parse()

@@ -50,7 +50,10 @@ fn printable(text: &str) -> String {
 pub(crate) fn run(description: &RunDescription) -> Value {
     let r = &description.run;
     let stamp = |t: &Option<prost_types::Timestamp>| {
-        t.as_ref().map(|t| time(Timestamp::from_micros(t.seconds * 1_000_000 + i64::from(t.nanos) / 1_000)))
+        let micros = |t: &prost_types::Timestamp| {
+            t.seconds.saturating_mul(1_000_000).saturating_add(i64::from(t.nanos) / 1_000)
+        };
+        t.as_ref().map(|t| time(Timestamp::from_micros(micros(t))))
     };
     json!({
         "run_id": r.run_id, "namespace": r.namespace, "workflow_id": r.workflow_id,

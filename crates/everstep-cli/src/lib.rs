@@ -4,6 +4,8 @@
 mod commands;
 mod fail;
 mod file;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod node;
 mod out;

@@ -99,6 +99,7 @@ pub(crate) struct Listening {
 
 /// Opens everything a node needs and listens.
 pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Result<Listening, Fail> {
+    everstep_server::raise_open_files();
     let node_id = NodeId::from_uuid(Uuid::new_v4());
     let mut server_options = ServerOptions::new(node_id);
     server_options.allow_remote = options.allow_remote;

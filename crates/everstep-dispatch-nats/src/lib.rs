@@ -10,6 +10,8 @@
 mod address;
 mod connection;
 mod dispatch;
+#[cfg(test)]
+mod fuzz;
 mod in_flight;
 mod message;
 mod notices;

@@ -249,3 +249,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let at = httpdate::parse_http_date(text).ok()?;
     Some(at.duration_since(SystemTime::now()).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -20,5 +20,5 @@ mod worker;
 
 pub use error::Error;
 pub use reason::{DOMAIN, REASONS, Reason};
-pub use serve::{Server, ServerOptions};
+pub use serve::{ConnectionLimits, Server, ServerOptions, raise_open_files};
 pub use spans::{RunSpans, SpanIds};

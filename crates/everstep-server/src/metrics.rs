@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     calls: HistogramVec,
     connections: IntGauge,
+    refused: IntCounter,
     panics: IntCounter,
 }
 
@@ -36,12 +37,17 @@ impl Metrics {
             &["rpc_method", "rpc_response_status_code"],
         )?;
         let connections = IntGauge::new("everstep_connections", "Open client connections.")?;
+        let refused = IntCounter::new(
+            "everstep_connections_refused_total",
+            "Connections turned away because there were too many.",
+        )?;
         let panics =
             IntCounter::new("everstep_rpc_panics_total", "Calls that ended in a bug of the server.")?;
         registry.register(Box::new(calls.clone()))?;
         registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(refused.clone()))?;
         registry.register(Box::new(panics.clone()))?;
-        Ok(Self { registry, calls, connections, panics })
+        Ok(Self { registry, calls, connections, refused, panics })
     }
 
     /// Counts a call. `method` must be one of a known set.
@@ -57,6 +63,11 @@ impl Metrics {
     /// The gauge of open connections.
     pub(crate) fn connections(&self) -> &IntGauge {
         &self.connections
+    }
+
+    /// The counter of refused connections.
+    pub(crate) fn refused(&self) -> &IntCounter {
+        &self.refused
     }
 
     /// All figures.

@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("everstep-example-summarize", &["everstep", "everstep-provider"]),
     ("everstep-cli", &["*"]),
     ("everstep-tests", &["*"]),
+    ("everstep-benches", &["everstep", "everstep-core", "everstep-proto"]),
     ("everstep-checker", &["everstep-core"]),
     ("everstep-faultproxy", &[]),
     ("everstep-chaos", &["*"]),
@@ -56,6 +57,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
         &[
             "everstep-cli",
             "everstep-tests",
+            "everstep-benches",
             "everstep-checker",
             "everstep-faultproxy",
             "everstep-chaos",
@@ -88,7 +90,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
 /// All that the pure crate may name, and what its tests may name besides.
 const CORE: &str = "everstep-core";
 const CORE_ALLOWED: &[&str] = &["bytes", "everstep-fault", "serde", "sha2", "thiserror", "uuid"];
-const CORE_ALLOWED_IN_TESTS: &[&str] = &["proptest", "serde_json"];
+const CORE_ALLOWED_IN_TESTS: &[&str] = &["bolero", "proptest", "serde_json"];
 
 /// One crate's manifest, as far as the rules look at it.
 struct Manifest<'a> {

@@ -183,9 +183,10 @@ pub(super) fn parse_packages(metadata: &str) -> anyhow::Result<Vec<Package>> {
 }
 
 /// Whether an SPDX expression can be met with the allowed licenses: `OR` below `AND`, parentheses,
-/// `WITH` an exception, and the old `/` for `OR`.
+/// `WITH` an exception, and the old forms `/` and `or` for `OR`.
 pub(super) fn is_allowed(expression: &str, allowed: &[String]) -> bool {
-    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let spaced =
+        expression.replace('/', " OR ").replace(" or ", " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words: Vec<&str> = spaced.split_whitespace().rev().collect();
     let met = any_of(&mut words, allowed);
     met == Some(true) && words.is_empty()

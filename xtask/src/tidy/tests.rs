@@ -101,7 +101,7 @@ fn heavy_dependencies_are_fenced() {
 fn core_names_only_what_it_may() {
     let path = "crates/everstep-core/Cargo.toml";
     let text = format!("{CORE_MANIFEST}[dependencies.tokio]\nworkspace = true\n");
-    expect_problem(path, &text, &["may not name `tokio`", "bytes, serde"]);
+    expect_problem(path, &text, &["may not name `tokio`", "bytes, everstep-fault, serde"]);
     let test_only = CORE_MANIFEST.replace("serde.workspace", "proptest.workspace");
     expect_problem(path, &test_only, &["may not name `proptest`"]);
 }
@@ -342,6 +342,8 @@ fn license_expressions_are_understood() {
         ("AGPL-3.0-only OR MIT", true),
         ("MIT/GPL-2.0", true),
         ("GPL-2.0 / GPL-3.0", false),
+        ("MIT or GPL-2.0", true),
+        ("GPL-2.0 or GPL-3.0", false),
         ("MIT AND GPL-2.0", false),
         ("GPL-2.0 AND MIT OR Apache-2.0", true),
         ("GPL-2.0 AND (MIT OR Apache-2.0)", false),

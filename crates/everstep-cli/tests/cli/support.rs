@@ -16,7 +16,12 @@ pub(crate) fn folder() -> anyhow::Result<TempDir> {
 
 /// The binary, with nothing of the environment of whoever runs the tests.
 pub(crate) fn everstep<S: AsRef<OsStr>>(folder: &Path, arguments: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_everstep"));
+    build(Path::new(env!("CARGO_BIN_EXE_everstep")), folder, arguments)
+}
+
+/// Another build of the binary, likewise.
+pub(crate) fn build<S: AsRef<OsStr>>(binary: &Path, folder: &Path, arguments: &[S]) -> Command {
+    let mut command = Command::new(binary);
     command.current_dir(folder).args(arguments).env_clear().env("HOME", folder).env("TMPDIR", folder);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command

@@ -1,6 +1,10 @@
 //! The server: one port, explicit limits, and an orderly end.
 
 mod connection;
+mod flood;
+mod gate;
+mod limits;
+mod patience;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +25,7 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::layer::util::{Identity, Stack};
 
 use crate::Error;
 use crate::http::{self, Probe};
@@ -30,16 +35,29 @@ use crate::rpc::RpcLayer;
 use crate::runs::RunApi;
 use crate::worker::WorkerApi;
 
+pub use limits::{ConnectionLimits, raise_open_files};
+
+use gate::Gate;
+use patience::Patience;
+
 /// Largest message that is taken.
 const DECODE_BYTES_MAX: usize = 4 << 20;
 /// Largest message that is sent: a frame's bytes and one event as large as a message that is taken.
 const ENCODE_BYTES_MAX: usize = 8 << 20;
+/// Largest message to the services beside ours: they are asked for names only.
+const ASIDE_BYTES_MAX: usize = 64 << 10;
 const STREAMS_MAX: u32 = 200;
+/// What a client may send ahead, on one stream and on all of a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const FRAME_BYTES_MAX: u32 = 16 << 10;
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this long a connection is asked to be made anew, so that clients spread over nodes. Streams on it go
-/// on to their end.
+/// After this long a connection is asked to be made anew, so that clients spread over nodes. It takes no new
+/// calls then, and what is open on it goes on to its end: calls have their own deadline, and a worker's
+/// stream is meant to last. A worker that is gone is found by keepalive, not by age. (Tonic's grace would cut
+/// all of it off, without asking first.)
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3_600);
 /// Streams that a client has opened and reset before we looked at them.
 const PENDING_RESETS_MAX: usize = 20;
@@ -57,12 +75,19 @@ pub struct ServerOptions {
     pub allow_remote: bool,
     /// How long a shutdown waits for what is in flight before it closes the connections.
     pub grace: Duration,
+    /// Limits on connections.
+    pub connections: ConnectionLimits,
 }
 
 impl ServerOptions {
-    /// Loopback only, 10 s of grace.
+    /// Loopback only, 10 s of grace, the usual limits.
     pub fn new(node_id: NodeId) -> Self {
-        Self { node_id, allow_remote: false, grace: Duration::from_secs(10) }
+        Self {
+            node_id,
+            allow_remote: false,
+            grace: Duration::from_secs(10),
+            connections: ConnectionLimits::default(),
+        }
     }
 }
 
@@ -111,13 +136,16 @@ impl Server {
         let probe = Probe { engine: engine.clone(), metrics: metrics.clone(), draining: draining.clone() };
         let (reporter, health) = tonic_health::server::health_reporter();
         let routes = routes(&engine, &options, &probe)?;
-        let incoming = connection::accept(listener, metrics.connections().clone(), hard_stop.clone());
+        let limits = options.connections.clone().within_open_files();
+        let gate = Gate::new(&limits, metrics.connections().clone(), metrics.refused().clone());
+        let incoming = connection::accept(listener, gate, limits, hard_stop.clone());
         tracing::info!(%addr, "listening");
 
+        let patience = Patience::default();
         let serving = async {
-            let result = transport(metrics)
+            let result = transport(patience.clone(), metrics)
                 .add_routes(routes)
-                .add_service(health)
+                .add_service(health.max_decoding_message_size(ASIDE_BYTES_MAX))
                 .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned())
                 .await;
             closed.cancel();
@@ -128,6 +156,7 @@ impl Server {
                 () = shutdown => {}
                 () = closed.cancelled() => {}
                 () = report(&probe, &reporter) => {}
+                () = patience.keep() => {}
             }
             tracing::info!("shutting down");
             let deadline = Instant::now() + options.grace;
@@ -147,17 +176,22 @@ impl Server {
 
 /// The transport with every limit said out loud.
 fn transport(
+    patience: Patience,
     metrics: Metrics,
-) -> tonic::transport::Server<tower::layer::util::Stack<RpcLayer, tower::layer::util::Identity>> {
+) -> tonic::transport::Server<Stack<RpcLayer, Stack<Patience, Identity>>> {
     tonic::transport::Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_connection_age(CONNECTION_AGE_MAX)
+        .layer(patience)
         .layer(RpcLayer::new(metrics))
 }
 
@@ -169,6 +203,7 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
         .accept_compressed(CompressionEncoding::Gzip);
     let namespaces = NamespaceServiceServer::new(NamespaceApi { engine: engine.clone() })
         .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(ENCODE_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip);
     let workers = WorkerServiceServer::new(WorkerApi {
         engine: engine.clone(),
@@ -182,7 +217,8 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
         .register_encoded_file_descriptor_set(everstep_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
-        .map_err(Error::Reflection)?;
+        .map_err(Error::Reflection)?
+        .max_decoding_message_size(ASIDE_BYTES_MAX);
     let mut routes = Routes::new(runs).add_service(namespaces).add_service(workers).add_service(reflection);
     let router = std::mem::take(routes.axum_router_mut());
     *routes.axum_router_mut() = router.merge(http::routes(probe.clone())).fallback(http::unknown);

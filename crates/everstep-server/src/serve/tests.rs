@@ -2,7 +2,13 @@
 
 mod api;
 mod drain;
+mod flood;
+mod fuzz;
 mod hostile;
 mod http;
+mod many;
+mod patience;
+mod raw;
+mod slow;
 mod support;
 mod worker;

@@ -1,18 +1,19 @@
 //! What the database does by itself: durable single-row inserts of an event-sized row.
 
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::fail::Fail;
 use crate::node::Database;
+
+use super::place::Place;
 
 const CLIENTS: usize = 16;
 const TABLE: &str = "CREATE TABLE baseline (run_id TEXT NOT NULL, seq BIGINT NOT NULL, data TEXT NOT NULL, \
@@ -26,44 +27,13 @@ fn bad(error: sqlx::Error) -> Fail {
 pub(super) async fn measure(database: Option<&Database>, window: Duration) -> Result<(f64, f64), Fail> {
     match database {
         Some(Database::Postgres(url)) => {
-            let figures = postgres(&fresh_database(url).await?, window).await;
-            remove_databases().await?;
+            let place = Place::empty(url).await?;
+            let figures = postgres(&place.url(), window).await;
+            place.remove().await?;
             figures
         }
         _ => sqlite(window).await,
     }
-}
-
-/// Databases that were made and not removed yet.
-static MADE: Mutex<Vec<(String, PgConnectOptions)>> = Mutex::new(Vec::new());
-
-fn made() -> MutexGuard<'static, Vec<(String, PgConnectOptions)>> {
-    MADE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Drops whatever databases are left, whoever is still connected.
-pub(super) async fn remove_databases() -> Result<(), Fail> {
-    loop {
-        let Some((name, server)) = made().pop() else { return Ok(()) };
-        let mut connection = server.connect().await.map_err(bad)?;
-        let drop = AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"));
-        sqlx::query(drop).execute(&mut connection).await.map_err(bad)?;
-    }
-}
-
-/// The URL of an empty database on the server that a URL names.
-pub(super) async fn fresh_database(url: &str) -> Result<String, Fail> {
-    let name = format!("bench_{}", Uuid::new_v4().simple());
-    let server = PgConnectOptions::from_str(url).map_err(bad)?;
-    let mut connection = server.connect().await.map_err(bad)?;
-    // The name is made above: letters and digits only.
-    let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-    sqlx::query(create).execute(&mut connection).await.map_err(bad)?;
-    made().push((name.clone(), server));
-    let (base, query) = url.split_once('?').map_or((url, ""), |(base, query)| (base, query));
-    let base = base.rsplit_once('/').map_or(base, |(base, _)| base);
-    let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-    Ok(format!("{base}/{name}{query}"))
 }
 
 async fn postgres(url: &str, window: Duration) -> Result<(f64, f64), Fail> {

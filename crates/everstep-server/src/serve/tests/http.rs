@@ -74,6 +74,14 @@ async fn the_settings_frame_names_the_limits() {
     };
     assert_eq!(setting(3), Some(200), "MAX_CONCURRENT_STREAMS");
     assert_eq!(setting(6), Some(16 * 1024), "MAX_HEADER_LIST_SIZE");
+    assert_eq!(setting(4), Some(1 << 20), "INITIAL_WINDOW_SIZE");
+    assert_eq!(setting(5), Some(16 * 1024), "MAX_FRAME_SIZE");
+    assert_eq!(setting(8), None, "no CONNECT protocol");
+    // What all streams together may send ahead comes as an increment of the protocol's 65,535.
+    let mut rest = [0; 9 + 9 + 4];
+    timeout(HANGS, stream.read_exact(&mut rest)).await.unwrap().unwrap();
+    let update = rest.windows(13).find(|w| w[..9] == [0, 0, 4, 8, 0, 0, 0, 0, 0]).unwrap();
+    assert_eq!(u32::from_be_bytes(update[9..].try_into().unwrap()) + 65_535, 1 << 20);
     drop(stream);
     server.stop().await;
 }

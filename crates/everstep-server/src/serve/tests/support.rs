@@ -38,6 +38,10 @@ pub(super) async fn start() -> Harness {
 }
 
 pub(super) async fn start_with_grace(grace: Duration) -> Harness {
+    start_with(|options| options.grace = grace).await
+}
+
+pub(super) async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Harness {
     let clock = || {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap())
@@ -45,7 +49,9 @@ pub(super) async fn start_with_grace(grace: Duration) -> Harness {
     let node_id = NodeId::from_uuid(Uuid::new_v4());
     let store = Arc::new(MemoryStore::new(clock));
     let engine = Engine::start(EngineConfig::new(node_id), store, Arc::new(InProcess::new())).await.unwrap();
-    let options = ServerOptions { grace, ..ServerOptions::new(node_id) };
+    let mut options = ServerOptions::new(node_id);
+    options.grace = Duration::from_secs(5);
+    change(&mut options);
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
     let addr = server.local_addr();
     let shutdown = CancellationToken::new();

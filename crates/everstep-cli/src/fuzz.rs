@@ -1,0 +1,93 @@
+//! What a person may type or put into the settings, and what a server may send: shown or refused, never a panic.
+
+use std::time::Duration;
+
+use bolero::{ValueGenerator, check, produce};
+use everstep::client::RunDescription;
+use everstep_core::{Payload, RunId, RunStatus, Timestamp};
+
+use crate::node::{Database, parse_duration};
+use crate::{file, json};
+
+const ITERATIONS: usize = 20_000;
+
+/// Up to `most` random bytes.
+fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
+    produce::<Vec<u8>>().with().len(0..=most)
+}
+
+/// `sample` bent as the input says, or the input itself.
+fn bent(sample: &str, input: &[u8]) -> String {
+    let mut bytes = sample.as_bytes().to_vec();
+    if input.first().is_some_and(|b| *b >= 192) {
+        bytes = input.to_vec();
+    } else {
+        for edit in input.chunks_exact(3) {
+            let at = usize::from(edit[1]) % (bytes.len() + 1);
+            match edit[0] % 8 {
+                0 => bytes.insert(at, edit[2]),
+                1 if at < bytes.len() => drop(bytes.remove(at)),
+                2 => bytes.truncate(at),
+                _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = edit[2]),
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn settings() {
+    let sample = "address = \"http://127.0.0.1:7417\"\nport = 7417\n# a comment\nnamespace = 'default'\n";
+    check!().with_iterations(ITERATIONS).with_generator(bytes(24)).for_each(|input: &Vec<u8>| {
+        let text = bent(sample, input);
+        match file::parse(&text) {
+            Ok(settings) => assert!(settings.values().all(|v| v.len() <= text.len().max(20))),
+            Err((line, problem)) => {
+                assert!(
+                    line >= 1 && line <= text.lines().count() + 1 && !problem.is_empty(),
+                    "{line} {text:?}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn durations() {
+    check!().with_iterations(ITERATIONS).with_generator(bytes(9)).for_each(|input: &Vec<u8>| {
+        for sample in ["500ms", "18446744073709551615h"] {
+            let text = bent(sample, input);
+            if let Ok(duration) = parse_duration(&text) {
+                assert!(text.starts_with(|c: char| c.is_ascii_digit()), "{text:?} is {duration:?}");
+            }
+        }
+    });
+    assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7_200)));
+}
+
+#[test]
+fn databases() {
+    check!().with_iterations(ITERATIONS).with_generator(bytes(12)).for_each(|input: &Vec<u8>| {
+        for sample in ["sqlite:runs.db", "postgres://a@b/c"] {
+            let _ = bent(sample, input).parse::<Database>();
+        }
+    });
+}
+
+#[test]
+fn what_a_server_says() {
+    let numbers = produce::<(i64, i32, i64)>();
+    check!().with_iterations(ITERATIONS).with_generator((numbers, bytes(16))).for_each(
+        |((seconds, nanos, micros), data)| {
+            let run_id = RunId::from_uuid(uuid::Uuid::nil());
+            let mut said = RunDescription { run_id, status: RunStatus::Running, run: Default::default() };
+            said.run.started_at = Some(prost_types::Timestamp { seconds: *seconds, nanos: *nanos });
+            said.run.closed_at = Some(prost_types::Timestamp { seconds: *seconds >> 20, nanos: *nanos });
+            let shown = json::run(&said);
+            assert!(shown["started_at"].is_string());
+            assert!(!json::time(Timestamp::from_micros(*micros)).is_empty());
+            let encoding = if data.len() % 2 == 0 { Payload::JSON.to_owned() } else { String::new() };
+            let _ = json::payload(&Payload { encoding, data: data.clone().into() });
+        },
+    );
+}
