@@ -14,7 +14,7 @@ const SEEDS_MAX: u64 = 50;
 
 /// Bugs that no simulation in memory can show, and what shows them.
 const ELSEWHERE: [(Bug, &str); 1] =
-    [(Bug::SqliteNoSync, "the power-loss case of tests/chaos: it takes a disk that forgets")];
+    [(Bug::SqliteNoSync, "the power cuts of everstep-cli's tests: it takes a disk that forgets")];
 
 #[test]
 fn planted_bugs_are_found_within_fifty_seeds() -> anyhow::Result<()> {

@@ -87,6 +87,9 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
+/// The tests that plan failures.
+const FAULTY: [&str; 2] = ["tests/Cargo.toml", "tests/chaos/Cargo.toml"];
+
 /// All that the pure crate may name, and what its tests may name besides.
 const CORE: &str = "everstep-core";
 const CORE_ALLOWED: &[&str] = &["bytes", "everstep-fault", "serde", "sha2", "thiserror", "uuid"];
@@ -110,6 +113,7 @@ pub(super) fn check(files: &[File]) -> Problems {
     let mut problems = Problems::new();
     let mut manifests = Vec::new();
     for file in files.iter().filter(|file| file.name() == "Cargo.toml") {
+        check_faults_stay_in_tests(file, &mut problems);
         match parse(file) {
             Ok(manifest) => manifests.extend(manifest),
             Err(error) => problems.push(format!("{}: is no valid TOML: {error}", file.path)),
@@ -124,6 +128,14 @@ pub(super) fn check(files: &[File]) -> Problems {
         check_core(manifest, &mut problems);
     }
     problems
+}
+
+/// Failpoints and planted bugs are features that only tests turn on, so that no release has them.
+fn check_faults_stay_in_tests(file: &File, problems: &mut Problems) {
+    let turns_on = |line: &&str| line.starts_with("everstep-fault") && line.contains("features");
+    if !FAULTY.contains(&file.path.as_str()) && file.text.lines().any(|line| turns_on(&line)) {
+        problems.push(format!("{}: only {FAULTY:?} turn on features of `everstep-fault`", file.path));
+    }
 }
 
 /// The manifest of a package; `None` for the one of the workspace.

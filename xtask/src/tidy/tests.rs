@@ -107,6 +107,13 @@ fn core_names_only_what_it_may() {
 }
 
 #[test]
+fn only_tests_plan_failures() {
+    let text =
+        manifest("everstep-engine", "everstep-fault = { workspace = true, features = [\"failpoints\"] }");
+    expect_problem("crates/everstep-engine/Cargo.toml", &text, &["turn on features of `everstep-fault`"]);
+}
+
+#[test]
 fn crates_inherit_lints_and_versions() {
     let path = "crates/some/Cargo.toml";
     let bare = manifest("everstep-store", "").replace("[lints]\nworkspace = true\n", "");

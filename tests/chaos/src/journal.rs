@@ -1,0 +1,36 @@
+//! The effect journal while it is written.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+use everstep_checker::format::{JOURNAL, JournalEntry, Phase};
+
+/// What the end of the journal is, in bytes.
+const TAIL: u64 = 64 << 10;
+
+/// Executions of a worker that have begun lately and not ended, by the journal of a case.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn under_way(case: &Path, worker: &str) -> anyhow::Result<Vec<JournalEntry>> {
+    let mut file = File::open(case.join(JOURNAL))?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    // The first line may be a part of one, and so may the last.
+    let entries = text.lines().filter_map(|line| serde_json::from_str::<JournalEntry>(line).ok());
+    let mut open: Vec<JournalEntry> = Vec::new();
+    for entry in entries.filter(|entry| entry.worker == worker) {
+        let same = |o: &JournalEntry| {
+            (&o.run_id, o.step, o.attempt, o.epoch) == (&entry.run_id, entry.step, entry.attempt, entry.epoch)
+        };
+        match entry.phase {
+            Phase::Begin => open.push(entry),
+            Phase::End => open.retain(|o| !same(o)),
+        }
+    }
+    Ok(open)
+}
