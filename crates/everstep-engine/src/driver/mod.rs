@@ -286,11 +286,11 @@ impl Driver {
     fn sweep(&mut self) {
         // A sweep that takes longer than its interval is not overtaken by the next.
         if !self.sweeping.swap(true, Ordering::AcqRel) {
-            let queues = self.node.queues_with_credit();
+            let (queues, room) = (self.node.queues_with_credit(), self.node.credit());
             let done = Arc::clone(&self.sweeping);
             let shared = Arc::clone(&self.shared);
             self.shared.spawn(async move {
-                tasks::sweep_once(&shared, &queues).await;
+                tasks::sweep_once(&shared, &queues, room).await;
                 done.store(false, Ordering::Release);
             });
         }

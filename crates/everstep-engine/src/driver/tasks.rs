@@ -137,7 +137,7 @@ pub(super) async fn sweeps(shared: Arc<Shared>) {
 }
 
 /// One pass: whatever was lost is found here.
-pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey]) {
+pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey], room: usize) {
     let closed = shared.store.close_expired_sessions(SWEEP_MAX).await;
     shared.saw(&closed);
     match closed {
@@ -148,7 +148,7 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey]) {
     }
     sweep_lost(shared).await;
     if !queues.is_empty()
-        && let Ok(tasks) = shared.store.claim_tasks(Some(queues), SWEEP_MAX).await
+        && let Ok(tasks) = shared.store.claim_tasks(Some(queues), room.min(SWEEP_MAX)).await
         && !tasks.is_empty()
         && everstep_fault::at("outbox.claimed").await.is_ok()
     {

@@ -436,6 +436,11 @@ impl Node {
         queues
     }
 
+    /// Runs that the workers connected here can still take.
+    pub fn credit(&self) -> usize {
+        self.sessions.values().map(Session::credit).sum()
+    }
+
     fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket

@@ -191,6 +191,9 @@ impl Node {
             }
             Job::Offer { token, verified } => {
                 let result = self.offer(run, batch);
+                if *verified && result.is_err() {
+                    self.offer_again(run);
+                }
                 (result, (!verified).then_some(Job::Offer { token: *token, verified: true }))
             }
             Job::Fire { timer, verified } => {
@@ -233,6 +236,15 @@ impl Node {
             session.runs.insert(run.id());
         }
         Ok(())
+    }
+
+    /// The room that the run was meant for is taken meanwhile: whoever has some next gets the hint. Without it
+    /// the run would wait for the next look at its task, and each one that comes to nothing doubles the wait.
+    fn offer_again(&mut self, run: &Run) {
+        if run.needs_worker() && (self.config.hints_shared || !self.config.shared) {
+            let trace = run.start().trace.of_run(run.id());
+            self.out.push(Output::Publish(TaskHint { run_id: run.id(), queue: run.queue(), trace }));
+        }
     }
 
     /// Eager attach: the claim goes into the same append as what made it necessary.
