@@ -47,7 +47,7 @@ mod on {
     use std::collections::HashMap;
     use std::fs::File;
     use std::io::{Read as _, Seek as _, Write as _};
-    use std::sync::OnceLock;
+    use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
     use super::{Injected, POINTS};
@@ -64,6 +64,8 @@ mod on {
     struct Plan {
         actions: HashMap<String, (Action, u64)>,
         log: File,
+        /// The lock of the file keeps other processes out, but not the threads of this one.
+        turn: Mutex<()>,
     }
 
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
@@ -101,13 +103,14 @@ mod on {
             assert!(actions.is_some(), "EVERSTEP_FAILPOINTS={text}: not point=action@hit;...");
             let log = File::options().create(true).read(true).append(true).open(&path);
             assert!(log.is_ok(), "{}: {log:?}", path.to_string_lossy());
-            Some(Self { actions: actions?, log: log.ok()? })
+            Some(Self { actions: actions?, log: log.ok()?, turn: Mutex::new(()) })
         }
 
         /// Counts a hit, and says what is planned for it. All processes of a test count in one file, so that
         /// what was planned happens once, whichever of them comes to it and however often they are started.
         fn hit(&self, point: &'static str) -> std::io::Result<Option<Action>> {
             debug_assert!(POINTS.contains(&point), "{point} is not in POINTS");
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             self.log.lock()?;
             let mut log = &self.log;
             let mut text = String::new();
@@ -145,6 +148,26 @@ mod on {
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        #[test]
+        fn threads_never_count_one_hit_twice() -> std::io::Result<()> {
+            let path = std::env::temp_dir().join(format!("everstep-fault-{}.log", std::process::id()));
+            let log = File::options().create(true).read(true).append(true).open(&path)?;
+            let actions = parse("reply.before=error@150").unwrap_or_default();
+            let plan = Plan { actions, log, turn: Mutex::new(()) };
+            let fired: usize = std::thread::scope(|scope| {
+                let count = || (0..100).filter(|_| matches!(plan.hit("reply.before"), Ok(Some(_)))).count();
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(count)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().ok()).sum()
+            });
+            let text = std::fs::read_to_string(&path)?;
+            std::fs::remove_file(&path)?;
+            assert_eq!(fired, 1, "{text}");
+            let number = |line: &str| line.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok());
+            let numbers: Vec<u64> = text.lines().filter_map(number).collect();
+            assert_eq!(numbers, (1..=800).collect::<Vec<_>>());
+            Ok(())
+        }
 
         #[test]
         fn a_plan_names_points_actions_and_hits() {
