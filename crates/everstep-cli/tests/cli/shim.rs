@@ -11,7 +11,7 @@ use crate::support::folder;
 /// The shim, compiled, and the folder of the copies that it makes.
 #[derive(Debug)]
 pub(crate) struct Shim {
-    library: PathBuf,
+    object: PathBuf,
     copies: TempDir,
 }
 
@@ -19,17 +19,17 @@ impl Shim {
     pub(crate) async fn compile() -> anyhow::Result<Self> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/shim/durable.c");
         let copies = folder()?;
-        let library = copies.path().join("durable.so");
+        let object = copies.path().join("durable.so");
         let mut cc = Command::new("cc");
-        cc.args(["-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).args([&library, &source]);
+        cc.args(["-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).args([&object, &source]);
         let done = cc.args(["-ldl", "-lpthread"]).output().await.context("cannot run cc")?;
         ensure!(done.status.success(), "cc: {}", String::from_utf8_lossy(&done.stderr));
-        Ok(Self { library, copies })
+        Ok(Self { object, copies })
     }
 
     /// Puts it into a process to be, which copies what it syncs.
     pub(crate) fn preload(&self, command: &mut Command) {
-        command.env("LD_PRELOAD", &self.library).env("DURABLE_DIR", self.copies.path());
+        command.env("LD_PRELOAD", &self.object).env("DURABLE_DIR", self.copies.path());
     }
 
     /// The synced files of the folder `from`, as they were at their last sync, into the folder `to`. Says
