@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use everstep_core::{
-    CommitCommand, DetachReason, Duration, Epoch, Event, EventBody, Failure, OpId, Payload, Rejection, RunId,
-    Seq, SessionId, WorkerCommit,
+    Actor, CommandId, CommitCommand, DetachReason, Duration, Epoch, Event, EventBody, Failure, OpId, Payload,
+    Rejection, RunId, Seq, SessionId, Timestamp, WorkerCommit,
 };
 use everstep_engine::{HeldRun, WorkerIn, WorkerOut};
 use everstep_tests::program::{Build, Ends, FLAKY, Program, REFUSED, Source};
@@ -15,6 +15,8 @@ use crate::world::MARGIN_US;
 
 /// A step that runs longer than this shows as started.
 const SHOW_STARTED_US: u64 = 20_000;
+/// Longest time since an event, by which the database's clock is reckoned.
+const RECKON_US: u64 = 5_000_000;
 
 /// A run that a worker holds.
 #[derive(Debug)]
@@ -29,11 +31,24 @@ pub(crate) struct Held {
     running: BTreeMap<OpId, (Attempt, Option<u64>)>,
     /// Attempts that wait for their instant, or for the lease: those have no row that would wake a parked run.
     waiting: BTreeMap<OpId, Waiting>,
+    /// The end of a step that the model knows before it is recorded.
+    ahead: Option<Ahead>,
+    /// Others have told the run something.
+    called: bool,
     idle_since: Option<u64>,
     leaving: bool,
     given_up: bool,
     /// Database time of the last event, and when it came.
     clock: Option<(i64, u64)>,
+}
+
+/// A step's end that was applied as this event, and what waits for its record.
+#[derive(Debug)]
+struct Ahead {
+    number: u32,
+    event: Event,
+    end: CommitCommand,
+    attempts: Vec<Attempt>,
 }
 
 /// An attempt that cannot begin yet.
@@ -181,6 +196,12 @@ impl Worker {
         let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return Vec::new() };
         if matches!(rejection, Rejection::UnseenEvents { .. }) {
             held.unacked.retain(|c| c.number != number);
+            if let Some(ahead) = held.ahead.take_if(|ahead| ahead.number == number) {
+                held.given_up = true;
+                held.leaving = true;
+                let reason = "other news came first".to_owned();
+                return held.commit(run_id, vec![ahead.end, CommitCommand::Release { reason }]);
+            }
             held.leaving = held.given_up;
             held.idle_since = None;
             // Instants that came meanwhile were not looked at.
@@ -207,6 +228,8 @@ impl Worker {
             unacked: Vec::new(),
             running: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            ahead: None,
+            called: false,
             idle_since: None,
             leaving: false,
             given_up: false,
@@ -237,6 +260,7 @@ impl Worker {
     ) -> Vec<Act> {
         let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return Vec::new() };
         held.unacked.retain(|c| c.number > committed);
+        let mut recorded = Vec::new();
         for event in events {
             if event.seq <= held.seen {
                 continue;
@@ -252,6 +276,16 @@ impl Worker {
                 self.runs.remove(&run_id);
                 return Vec::new();
             }
+            if let Some(ahead) = held.ahead.take_if(|ahead| ahead.event.seq == event.seq) {
+                if ahead.event.body == event.body && ahead.event.at == event.at {
+                    held.seen = event.seq;
+                    recorded.extend(ahead.attempts);
+                    continue;
+                }
+                held.given_up = true;
+                held.leaving = true;
+                held.ahead = Some(ahead);
+            }
             if held.given_up {
                 continue;
             }
@@ -259,7 +293,11 @@ impl Worker {
                 return self.give_up(run_id, obstacle);
             }
         }
-        Vec::new()
+        if let Some(ahead) = held.ahead.take_if(|ahead| ahead.number <= committed) {
+            let other = format!("{:?} is recorded otherwise than told", ahead.end);
+            return self.give_up(run_id, Obstacle::Panicked(other));
+        }
+        recorded.into_iter().flat_map(|attempt| self.begin(run_id, attempt, now_us)).collect()
     }
 
     /// The code cannot go on here: the run is given back, or blocked.
@@ -307,17 +345,8 @@ impl Worker {
     /// Does whatever the run's workflow wants and is not done or on its way.
     fn go_on(&mut self, run_id: RunId, now_us: u64) -> Vec<Act> {
         let Some(held) = self.runs.get_mut(&run_id).filter(|h| !h.leaving) else { return Vec::new() };
-        let (mut acts, mut commands, mut attempts) = (Vec::new(), Vec::new(), Vec::new());
-        for work in held.model.take_work() {
-            match work {
-                Work::Command(command) => commands.push(command),
-                Work::Finish(command) => {
-                    held.leaving = true;
-                    commands.push(command);
-                }
-                Work::Attempt(attempt) => attempts.push(attempt),
-            }
-        }
+        let mut acts = Vec::new();
+        let (commands, attempts) = held.wanted();
         for attempt in attempts {
             acts.extend(self.begin(run_id, attempt, now_us));
         }
@@ -379,7 +408,17 @@ impl Worker {
                 }
             }
         };
-        let mut acts = held.commit(run, vec![command]);
+        let ahead = matches!(command, CommitCommand::CompleteStep { .. });
+        let mut acts = match held.may_go_ahead(now_us).filter(|_| ahead && self.welcomed) {
+            Some(at) => match held.go_ahead(run, command, at) {
+                Ok(acts) => acts,
+                Err((mut acts, obstacle)) => {
+                    acts.extend(self.give_up(run, obstacle));
+                    return acts;
+                }
+            },
+            None => held.commit(run, vec![command]),
+        };
         acts.extend(self.go_on(run, now_us));
         acts
     }
@@ -389,7 +428,61 @@ impl Held {
     fn apply(&mut self, event: &Event, now_us: u64) -> Result<(), Obstacle> {
         self.seen = event.seq;
         self.clock = Some((event.at.as_micros(), now_us));
+        self.called |=
+            matches!(event.body, EventBody::SignalReceived { .. } | EventBody::CancelRequested { .. });
         self.model.apply(event)
+    }
+
+    /// What the model wants and nobody does yet: to be recorded, and to be run.
+    fn wanted(&mut self) -> (Vec<CommitCommand>, Vec<Attempt>) {
+        let (mut commands, mut attempts) = (Vec::new(), Vec::new());
+        for work in self.model.take_work() {
+            match work {
+                Work::Command(command) => commands.push(command),
+                Work::Finish(command) => {
+                    self.leaving = true;
+                    commands.push(command);
+                }
+                Work::Attempt(attempt) => attempts.push(attempt),
+            }
+        }
+        (commands, attempts)
+    }
+
+    /// The instant under which a step's end can be told before it is recorded.
+    fn may_go_ahead(&self, now_us: u64) -> Option<Timestamp> {
+        let (last, heard) = self.clock?;
+        let since = now_us - heard;
+        let quiet = self.running.is_empty() && self.waiting.is_empty() && self.unacked.is_empty();
+        let calm = !self.called && !self.leaving && since < RECKON_US && self.ahead.is_none();
+        (quiet && calm)
+            .then(|| Timestamp::from_micros(last).after(Duration::from_micros(since - since / 1_000)))
+    }
+
+    fn go_ahead(
+        &mut self,
+        run: RunId,
+        end: CommitCommand,
+        at: Timestamp,
+    ) -> Result<Vec<Act>, (Vec<Act>, Obstacle)> {
+        let CommitCommand::CompleteStep { step, name, attempt, elapsed, result } = end.clone() else {
+            return Ok(self.commit(run, vec![end]));
+        };
+        let event = Event {
+            seq: self.seen + 1,
+            at,
+            epoch: self.epoch,
+            command_id: CommandId::of_worker(run, self.epoch, self.number + 1),
+            actor: Actor::System,
+            body: EventBody::StepCompleted { step, name, attempt, elapsed, result },
+        };
+        if let Err(obstacle) = self.model.apply(&event) {
+            return Err((self.commit(run, vec![end]), obstacle));
+        }
+        let (more, attempts) = self.wanted();
+        let commands = std::iter::once(end.clone()).chain(more).collect();
+        self.ahead = Some(Ahead { number: self.number + 1, event, end, attempts });
+        Ok(self.commit_at(run, commands, Some(at)))
     }
 
     /// How long until an instant of database time, judged by the last event's.
@@ -417,11 +510,21 @@ impl Held {
     }
 
     fn commit(&mut self, run_id: RunId, commands: Vec<CommitCommand>) -> Vec<Act> {
+        self.commit_at(run_id, commands, None)
+    }
+
+    fn commit_at(
+        &mut self,
+        run_id: RunId,
+        commands: Vec<CommitCommand>,
+        ahead: Option<Timestamp>,
+    ) -> Vec<Act> {
         if commands.is_empty() {
             return Vec::new();
         }
         self.number += 1;
-        let commit = WorkerCommit { epoch: self.epoch, number: self.number, seen: self.seen, commands };
+        let commit =
+            WorkerCommit { epoch: self.epoch, number: self.number, seen: self.seen, commands, ahead };
         self.unacked.push(commit.clone());
         vec![Act::Send(WorkerIn::Commit { run_id, commit })]
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     Actor, Blocked, CommandId, ConflictPolicy, Duration, Epoch, Failure, OpId, Payload, RetryPolicy,
-    ReusePolicy, Seq, SessionId, TimerKey, TraceContext, WorkerInfo,
+    ReusePolicy, Seq, SessionId, TimerKey, Timestamp, TraceContext, WorkerInfo,
 };
 
 /// A request to one existing run.
@@ -78,6 +78,10 @@ pub struct WorkerCommit {
     pub seen: Seq,
     /// What it did, in order.
     pub commands: Vec<CommitCommand>,
+    /// Set when the worker has gone on before the record: it has applied the end of a step, the first of the
+    /// commands, as event `seen + 1` of this instant. It is recorded at that place and with that time, or the
+    /// commit is refused ([`Rejection::UnseenEvents`](crate::Rejection::UnseenEvents)).
+    pub ahead: Option<Timestamp>,
 }
 
 /// One thing that a workflow did.

@@ -22,5 +22,7 @@ pub const COMMIT_COMMANDS_MAX: usize = 1_000;
 pub const SIGNALS_MAX: usize = 10_000;
 /// Longest timer, timeout or retry interval: 100 years.
 pub const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
+/// How far a worker's reckoning of database time may be ahead of the node's: a node that waits for its database lags.
+pub const AHEAD_MAX: Duration = Duration::from_secs(10);
 /// Attaches in a row in which the owner recorded nothing, after which a run is blocked as poison.
 pub const FRUITLESS_ATTACHES_MAX: u32 = 5;

@@ -27,11 +27,13 @@ pub enum Bug {
     SqliteNoSync,
     /// A request id is good for every namespace.
     RequestIdWithoutNamespace,
+    /// What a worker did before the record is taken though something else was recorded first.
+    AheadOfUnseen,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::SkipEpochCheck,
         Self::ReplyBeforeCommit,
         Self::BlindRetry,
@@ -44,6 +46,7 @@ impl Bug {
         Self::ReadBeforeClaim,
         Self::SqliteNoSync,
         Self::RequestIdWithoutNamespace,
+        Self::AheadOfUnseen,
     ];
 }
 

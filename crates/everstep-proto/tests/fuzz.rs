@@ -240,7 +240,7 @@ fn commands() -> Vec<CommitCommand> {
 fn commits_of_workers() {
     let samples: Vec<_> = commands()
         .into_iter()
-        .map(|command| WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![command] })
+        .map(|command| WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![command], ahead: None })
         .map(|commit| encode_commit(run(), &commit).encode_to_vec())
         .collect();
     check!().with_iterations(ITERATIONS).with_generator(bytes(64)).for_each(|input: &Vec<u8>| {

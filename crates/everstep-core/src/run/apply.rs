@@ -28,6 +28,7 @@ impl Run {
             status: RunStatus::Running,
             closed_at: None,
             seq: 1,
+            at: event.at,
             row_seq: 1,
             epoch: 0,
             owner: None,
@@ -57,6 +58,7 @@ impl Run {
     pub fn apply(&mut self, event: &Event) -> Result<(), HistoryError> {
         self.check_place(event)?;
         self.seq = event.seq;
+        self.at = self.at.max(event.at);
         if projection::changes_row(&event.body) {
             self.row_seq = event.seq;
         }

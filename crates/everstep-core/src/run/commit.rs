@@ -6,7 +6,7 @@ use super::Run;
 use super::decide::{Draft, check_payload, cut};
 use crate::{
     Blocked, CommitCommand, DetachReason, Duration, EventBody, Failure, OpId, Payload, Rejection,
-    RetryDecision, RetryPolicy, TimerKey, WorkerCommit, limits, validate_name,
+    RetryDecision, RetryPolicy, TimerKey, Timestamp, WorkerCommit, limits, validate_name,
 };
 
 /// What the commands before one in the same commit changed about one step or timer.
@@ -38,6 +38,9 @@ pub(super) fn decide(draft: &mut Draft<'_>, commit: &WorkerCommit) -> Result<(),
     if commit.commands.is_empty() || commit.commands.len() > limits::COMMIT_COMMANDS_MAX {
         return invalid(format!("a commit holds 1 to {} commands", limits::COMMIT_COMMANDS_MAX));
     }
+    if let Some(at) = commit.ahead {
+        go_ahead(draft, commit, at)?;
+    }
     let mut overlay = Overlay::default();
     for (index, command) in commit.commands.iter().enumerate() {
         if overlay.detached {
@@ -46,6 +49,25 @@ pub(super) fn decide(draft: &mut Draft<'_>, commit: &WorkerCommit) -> Result<(),
         one(draft, commit, index, command, &mut overlay)?;
     }
     stop_if_too_large(draft);
+    Ok(())
+}
+
+/// The sender has applied the first command's event already: what it took for granted has to be so.
+fn go_ahead(draft: &mut Draft<'_>, commit: &WorkerCommit, at: Timestamp) -> Result<(), Rejection> {
+    let run = draft.run;
+    if commit.seen != run.seq && !planted(Bug::AheadOfUnseen) {
+        return Err(Rejection::UnseenEvents { seen: commit.seen, tail: run.seq });
+    }
+    if !matches!(commit.commands.first(), Some(CommitCommand::CompleteStep { .. })) {
+        return invalid("only the end of a step can be applied before it is recorded".to_owned());
+    }
+    if at < run.at || at > draft.now.after(limits::AHEAD_MAX) {
+        return invalid(format!(
+            "the worker's time is {at}, the run's {} and the database's {}",
+            run.at, draft.now
+        ));
+    }
+    draft.at = at;
     Ok(())
 }
 
@@ -173,7 +195,7 @@ fn fail_step(
     let failures = draft.run.step(step).map_or(0, |s| s.failures) + 1;
     let seed = draft.run.start.seed ^ (u64::from(step.0) << 32);
     let retry_at = match policy.after_failure(failures, &failure, seed) {
-        RetryDecision::After(delay) => Some(draft.now.after(delay)),
+        RetryDecision::After(delay) => Some(draft.at.after(delay)),
         RetryDecision::Final => None,
     };
     draft.push(EventBody::StepFailed { step, name: name.to_owned(), attempt, elapsed, failure, retry_at });
@@ -198,7 +220,7 @@ fn start_timer(
         return invalid(format!("{timer} is a step, not a timer"));
     }
     overlay.timers_started.push(timer);
-    draft.push(EventBody::TimerStarted { timer, fire_at: draft.now.after(delay) });
+    draft.push(EventBody::TimerStarted { timer, fire_at: draft.at.after(delay) });
     Ok(())
 }
 

@@ -19,7 +19,10 @@ pub struct Decision {
 /// Builds the events of one decision.
 pub(super) struct Draft<'a> {
     pub(super) run: &'a Run,
+    /// Database time.
     pub(super) now: Timestamp,
+    /// What the events carry: it never falls along a history, whichever node decides.
+    pub(super) at: Timestamp,
     command_id: CommandId,
     actor: &'a Actor,
     pub(super) epoch: Epoch,
@@ -33,7 +36,7 @@ impl<'a> Draft<'a> {
         }
         self.events.push(Event {
             seq: self.run.seq + 1 + self.events.len() as u64,
-            at: self.now,
+            at: self.at,
             epoch: self.epoch,
             command_id: self.command_id,
             actor: self.actor.clone(),
@@ -53,6 +56,7 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, 
     let mut draft = Draft {
         run,
         now,
+        at: now.max(run.at),
         command_id: command.id,
         actor: &command.actor,
         epoch: run.epoch,

@@ -47,6 +47,8 @@ pub struct Run {
     status: RunStatus,
     closed_at: Option<Timestamp>,
     seq: Seq,
+    /// When the last event was decided.
+    at: Timestamp,
     row_seq: Seq,
     epoch: Epoch,
     owner: Option<Owner>,

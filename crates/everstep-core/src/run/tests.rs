@@ -121,7 +121,7 @@ impl World {
 
     fn commit(&mut self, commands: Vec<CommitCommand>) -> Result<Vec<Event>, Rejection> {
         let (epoch, number, seen) = (self.run.epoch(), self.run.committed() + 1, self.run.seq());
-        self.send(CommandBody::Commit(WorkerCommit { epoch, number, seen, commands }), at(1))
+        self.send(CommandBody::Commit(WorkerCommit { epoch, number, seen, commands, ahead: None }), at(1))
     }
 
     fn attached() -> Self {
@@ -214,7 +214,7 @@ fn any_commit() -> impl Strategy<Value = CommitCommand> {
 #[derive(Clone, Debug)]
 enum Action {
     Body(CommandBody),
-    Commit { stale: bool, commands: Vec<CommitCommand> },
+    Commit { stale: bool, commands: Vec<CommitCommand>, ahead: Option<i64> },
     Lose,
     Repeat,
 }
@@ -227,8 +227,9 @@ fn any_action() -> impl Strategy<Value = Action> {
     });
     prop_oneof![
         4 => (1..4u128, 1..3u8).prop_map(|(s, b)| Action::Body(attach(s, &format!("b{b}")))),
-        8 => (proptest::bool::weighted(0.1), proptest::collection::vec(any_commit(), 1..4))
-            .prop_map(|(stale, commands)| Action::Commit { stale, commands }),
+        8 => (proptest::bool::weighted(0.1), proptest::collection::vec(any_commit(), 1..4),
+              proptest::option::of(-1..2i64))
+            .prop_map(|(stale, commands, ahead)| Action::Commit { stale, commands, ahead }),
         2 => (0..4u8).prop_map(|n| Action::Body(CommandBody::Signal {
             name: "go".into(),
             signal_id: format!("s{n}"),
@@ -251,15 +252,17 @@ proptest! {
     ) {
         let mut world = World::new();
         let mut last: Option<Command> = None;
+        let mut reached = Timestamp::default();
         for (i, action) in actions.into_iter().enumerate() {
             let now = at(i as i64 * step_secs);
             let body = match action {
                 Action::Body(body) => body,
-                Action::Commit { stale, commands } => CommandBody::Commit(WorkerCommit {
+                Action::Commit { stale, commands, ahead } => CommandBody::Commit(WorkerCommit {
                     epoch: world.run.epoch().saturating_sub(u32::from(stale)),
                     number: world.run.committed() + 1,
                     seen: world.run.seq(),
                     commands,
+                    ahead: ahead.map(|secs| Timestamp::from_micros(now.as_micros() + secs * 1_000_000)),
                 }),
                 Action::Lose => match world.run.owner() {
                     Some(owner) => CommandBody::Detach(Detach { session: owner.session }),
@@ -284,6 +287,8 @@ proptest! {
             let before = world.run.clone();
             match world.send_command(&command, now) {
                 Ok(events) => {
+                    prop_assert!(events.iter().all(|e| e.at >= reached), "time falls: {events:?}");
+                    reached = events.last().map_or(reached, |e| e.at);
                     prop_assert!(!was_closed || events.is_empty(), "terminal absorbs");
                     last = Some(command);
                 }
@@ -314,7 +319,7 @@ fn a_step_ends_once() {
 #[test]
 fn an_old_epoch_is_fenced_and_a_resent_commit_is_not_recorded_twice() {
     let mut world = World::attached();
-    let commit = WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![complete(1, 1)] };
+    let commit = WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![complete(1, 1)], ahead: None };
     assert_eq!(world.send(CommandBody::Commit(commit.clone()), at(2)).unwrap().len(), 1);
     assert_eq!(world.send(CommandBody::Commit(commit.clone()), at(2)).unwrap().len(), 0);
     let owner = world.run.owner().unwrap().session;
@@ -323,6 +328,53 @@ fn an_old_epoch_is_fenced_and_a_resent_commit_is_not_recorded_twice() {
     let fenced = Err(Rejection::Fenced { current: 2, sent: 1 });
     assert_eq!(world.send(CommandBody::Commit(commit), at(4)), fenced);
     world.check();
+}
+
+#[test]
+fn what_was_told_before_the_record_is_recorded_at_its_place_and_with_its_time_or_refused() {
+    let ahead = |number, seen, at, commands| {
+        CommandBody::Commit(WorkerCommit { epoch: 1, number, seen, commands, ahead: Some(at) })
+    };
+    let end = || CommitCommand::CompleteRun { result: Payload::json("1"), unconsumed: Vec::new() };
+    let mut world = World::attached();
+    let early = ahead(1, 2, at(0), vec![complete(1, 1)]);
+    assert!(
+        matches!(world.send(early, at(5)), Err(Rejection::InvalidCommands { .. })),
+        "before the last event"
+    );
+    let future = ahead(1, 2, at(16), vec![complete(1, 1)]);
+    assert!(
+        matches!(world.send(future, at(5)), Err(Rejection::InvalidCommands { .. })),
+        "no clock is that wrong"
+    );
+    let other = ahead(1, 2, at(4), vec![start_step(1, 1)]);
+    assert!(matches!(world.send(other, at(5)), Err(Rejection::InvalidCommands { .. })), "not a step's end");
+
+    let signal = CommandBody::Signal { name: "go".into(), signal_id: "s".into(), input: Payload::json("1") };
+    world.send(signal, at(3)).unwrap();
+    let beaten = world.send(ahead(1, 2, at(4), vec![complete(1, 1), end()]), at(5));
+    assert_eq!(beaten, Err(Rejection::UnseenEvents { seen: 2, tail: 3 }));
+
+    let timer = CommitCommand::StartTimer { timer: OpId(2), delay: Duration::from_secs(60) };
+    let events = world.send(ahead(1, 3, at(4), vec![complete(1, 1), timer]), at(5)).unwrap();
+    assert!(events.iter().all(|e| e.at == at(4)), "{events:?}");
+    assert!(
+        matches!(events[1].body, EventBody::TimerStarted { fire_at, .. } if fire_at == at(64)),
+        "a timer counts from what the workflow takes for now: {events:?}"
+    );
+    let events = world.send(ahead(2, 5, at(6), vec![complete(3, 1), end()]), at(5)).unwrap();
+    assert_eq!((events[0].seq, events[0].at, events.len()), (6, at(6), 2), "a node's clock may lag");
+    world.check();
+}
+
+#[test]
+fn time_never_falls_along_a_history() {
+    let mut world = World::attached();
+    let signal =
+        |id: &str| CommandBody::Signal { name: "go".into(), signal_id: id.into(), input: Payload::json("1") };
+    let first = world.send(signal("a"), at(9)).unwrap();
+    let second = world.send(signal("b"), at(7)).unwrap();
+    assert_eq!((first[0].at, second[0].at), (at(9), at(9)), "the second node's clock is behind");
 }
 
 #[test]
@@ -358,7 +410,8 @@ fn parking_over_unseen_events_is_refused() {
     let mut world = World::attached();
     let signal = CommandBody::Signal { name: "go".into(), signal_id: "1".into(), input: Payload::default() };
     world.send(signal, at(1)).unwrap();
-    let park = WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![CommitCommand::Park] };
+    let park =
+        WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![CommitCommand::Park], ahead: None };
     let refused = Err(Rejection::UnseenEvents { seen: 2, tail: 3 });
     assert_eq!(world.send(CommandBody::Commit(park), at(1)), refused);
     world.commit(vec![CommitCommand::Park]).unwrap();

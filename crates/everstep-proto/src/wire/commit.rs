@@ -4,20 +4,21 @@ use everstep_core::{CommitCommand, OpId, RunId, WorkerCommit};
 
 use super::{
     InvalidKind, InvalidMessage, decode_blocked, decode_duration, decode_failure, decode_payload,
-    decode_retry_policy, encode_blocked, encode_duration, encode_failure, encode_payload,
-    encode_retry_policy, parse_id,
+    decode_retry_policy, decode_timestamp, encode_blocked, encode_duration, encode_failure, encode_payload,
+    encode_retry_policy, encode_timestamp, parse_id,
 };
 use crate::api::{self, command::Command};
 
 /// A commit as the wire has it.
 pub fn encode_commit(run: RunId, commit: &WorkerCommit) -> api::Commit {
-    let WorkerCommit { epoch, number, seen, commands } = commit;
+    let WorkerCommit { epoch, number, seen, commands, ahead } = commit;
     api::Commit {
         run_id: run.to_string(),
         epoch: *epoch,
         number: *number,
         seen_seq: *seen,
         commands: commands.iter().map(encode_command).collect(),
+        ahead_at: ahead.map(encode_timestamp),
     }
 }
 
@@ -26,7 +27,7 @@ pub fn encode_commit(run: RunId, commit: &WorkerCommit) -> api::Commit {
 /// # Errors
 /// [`InvalidMessage`] naming the field, from `commands[0]` on.
 pub fn decode_commit(wire: api::Commit) -> Result<(RunId, WorkerCommit), InvalidMessage> {
-    let api::Commit { run_id, epoch, number, seen_seq, commands } = wire;
+    let api::Commit { run_id, epoch, number, seen_seq, commands, ahead_at } = wire;
     let run = parse_id("run_id", &run_id)?;
     if number == 0 {
         return Err(InvalidMessage::new(InvalidKind::Value, "number", "must count from 1"));
@@ -36,7 +37,8 @@ pub fn decode_commit(wire: api::Commit) -> Result<(RunId, WorkerCommit), Invalid
         .enumerate()
         .map(|(index, command)| decode_command(command).map_err(|e| e.within(&format!("commands[{index}]"))))
         .collect();
-    Ok((run, WorkerCommit { epoch, number, seen: seen_seq, commands: commands? }))
+    let ahead = ahead_at.map(|at| decode_timestamp("ahead_at", at)).transpose()?;
+    Ok((run, WorkerCommit { epoch, number, seen: seen_seq, commands: commands?, ahead }))
 }
 
 fn encode_command(command: &CommitCommand) -> api::Command {

@@ -239,9 +239,10 @@ proptest! {
     #[test]
     fn commits_survive_the_wire(
         run in uuid(), epoch in any::<u32>(), number in 1u32.., seen in any::<u64>(), commands in vec(command(), 0..5),
+        ahead in option::of(timestamp()),
     ) {
         let run = RunId::from_uuid(run);
-        let commit = WorkerCommit { epoch, number, seen, commands };
+        let commit = WorkerCommit { epoch, number, seen, commands, ahead };
         prop_assert_eq!(decode_commit(resent(&encode_commit(run, &commit))).unwrap(), (run, commit));
     }
 

@@ -1,5 +1,7 @@
 //! One run: its machine, its running attempts, its unanswered commits.
 
+mod ahead;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use everstep_core::{
     BlockKind, Blocked, CommitCommand, DetachReason, Epoch, Event, EventBody, Failure, OpId, Payload,
-    RetryPolicy, RunId, Seq, WorkerCommit, limits,
+    RetryPolicy, RunId, Seq, Timestamp, WorkerCommit, limits,
 };
 use everstep_proto::api::{self, worker_message};
 use everstep_proto::{history, wire};
@@ -17,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant as TokioInstant;
 
+use self::ahead::Ahead;
 use super::Settings;
 use super::lease::Lease;
 use super::outbox::Outbox;
@@ -56,6 +59,10 @@ pub(super) struct RunTask {
     policies: HashMap<OpId, RetryPolicy>,
     /// Attempts that wait for their instant or for the lease.
     waiting: BTreeMap<OpId, Waiting>,
+    /// The end of a step that the workflow knows before it is recorded.
+    ahead: Option<Ahead>,
+    /// Others have told the run something since it came here, or before.
+    called: bool,
     idle_since: Option<TokioInstant>,
     /// The commit that lets go of the run is under way.
     leaving: bool,
@@ -76,6 +83,8 @@ struct Unacked {
     /// what came since would leave the run without anybody to act on it.
     seen: Seq,
     commands: Vec<CommitCommand>,
+    /// See [`WorkerCommit::ahead`].
+    ahead: Option<Timestamp>,
 }
 
 /// An attempt that is not begun yet.
@@ -126,6 +135,8 @@ impl RunTask {
             running: BTreeMap::new(),
             policies: HashMap::new(),
             waiting: BTreeMap::new(),
+            ahead: None,
+            called: false,
             idle_since: None,
             leaving: false,
             given_up: false,
@@ -249,16 +260,24 @@ impl RunTask {
         let applied = machine.apply(event);
         self.seen.store(event.seq, Ordering::Release);
         self.clock = Some((event.at.as_micros(), Instant::now()));
+        self.called |=
+            matches!(event.body, EventBody::SignalReceived { .. } | EventBody::CancelRequested { .. });
         match applied {
             Ok(()) => true,
-            Err(Obstacle::Blocked(blocked)) => {
-                self.block(*blocked);
+            Err(obstacle) => {
+                self.meet(obstacle);
                 false
             }
-            Err(Obstacle::Panicked(message)) => {
+        }
+    }
+
+    /// The workflow cannot go on here.
+    fn meet(&mut self, obstacle: Obstacle) {
+        match obstacle {
+            Obstacle::Blocked(blocked) => self.block(*blocked),
+            Obstacle::Panicked(message) => {
                 tracing::error!(run_id = %self.run, message, "workflow code panicked");
                 self.release(message);
-                false
             }
         }
     }
@@ -269,6 +288,9 @@ impl RunTask {
             RunMessage::Rejected { number } => {
                 // Something came in while the run was being parked: it stays.
                 self.unacked.retain(|c| c.number != number);
+                if self.fell_back(number) {
+                    return true;
+                }
                 self.leaving = self.given_up;
                 self.idle_since = None;
             }
@@ -316,6 +338,9 @@ impl RunTask {
                     return true;
                 }
             };
+            if self.was_told(&decoded.event) {
+                continue;
+            }
             if let EventBody::StepCompleted { step, result, .. } = &mut decoded.event.body {
                 let sent = self.results.remove(step);
                 if decoded.payload_omitted {
@@ -346,6 +371,7 @@ impl RunTask {
                 return true;
             }
         }
+        self.check_ahead(news.committed);
         true
     }
 
@@ -354,9 +380,20 @@ impl RunTask {
         if self.leaving {
             return;
         }
-        let Some(machine) = &mut self.machine else { return };
-        let mut commands = Vec::new();
-        for work in machine.take_work() {
+        let (commands, attempts) = self.wanted();
+        for attempt in attempts {
+            self.begin(attempt);
+        }
+        if !commands.is_empty() {
+            self.commit(commands);
+        }
+        self.leave_if_idle();
+    }
+
+    /// What the workflow wants and nobody does yet: to be recorded, and to be run.
+    fn wanted(&mut self) -> (Vec<CommitCommand>, Vec<Work>) {
+        let (mut commands, mut attempts) = (Vec::new(), Vec::new());
+        for work in self.machine.as_mut().map(Machine::take_work).unwrap_or_default() {
             match work {
                 Work::StartTimer { id, delay } => {
                     commands.push(CommitCommand::StartTimer { timer: id, delay: delay.into() });
@@ -370,13 +407,10 @@ impl RunTask {
                         Err(WorkflowError::Canceled(details)) => CommitCommand::CancelRun { details },
                     });
                 }
-                attempt @ Work::Attempt { .. } => self.begin(attempt),
+                attempt @ Work::Attempt { .. } => attempts.push(attempt),
             }
         }
-        if !commands.is_empty() {
-            self.commit(commands);
-        }
-        self.leave_if_idle();
+        (commands, attempts)
     }
 
     fn begin(&mut self, work: Work) {
@@ -430,6 +464,10 @@ impl RunTask {
         let elapsed = elapsed.into();
         let command = match result {
             Ok(result) => {
+                if let Some(at) = self.may_go_ahead() {
+                    let end = CommitCommand::CompleteStep { step, name, attempt, elapsed, result };
+                    return self.go_ahead(end, at);
+                }
                 self.results.insert(step, result.clone());
                 CommitCommand::CompleteStep { step, name, attempt, elapsed, result }
             }
@@ -524,19 +562,22 @@ impl RunTask {
         let seen = self.seen.load(Ordering::Acquire);
         while !commands.is_empty() {
             let rest = commands.split_off(commands.len().min(limits::COMMIT_COMMANDS_MAX));
-            let commit = Unacked { number: self.next_number, seen, commands };
-            self.next_number += 1;
-            self.unacked.push_back(commit.clone());
-            if self.generation == self.outbox.generation() {
-                self.send(commit);
-            }
+            self.commit_one(Unacked { number: self.next_number, seen, commands, ahead: None });
             commands = rest;
         }
     }
 
+    fn commit_one(&mut self, commit: Unacked) {
+        self.next_number += 1;
+        self.unacked.push_back(commit.clone());
+        if self.generation == self.outbox.generation() {
+            self.send(commit);
+        }
+    }
+
     fn send(&self, commit: Unacked) {
-        let Unacked { number, seen, commands } = commit;
-        let commit = WorkerCommit { epoch: self.epoch, number, seen, commands };
+        let Unacked { number, seen, commands, ahead } = commit;
+        let commit = WorkerCommit { epoch: self.epoch, number, seen, commands, ahead };
         self.outbox.send(worker_message::Message::Commit(wire::encode_commit(self.run, &commit)));
     }
 

@@ -228,7 +228,7 @@ impl Draft {
         self.commits += 1;
         let epoch = self.run.epoch();
         let commit =
-            WorkerCommit { epoch, number: self.commits, seen: self.run.seq(), commands: vec![command] };
+            WorkerCommit { epoch, number: self.commits, seen: self.run.seq(), commands: vec![command], ahead: None };
         let id = CommandId::of_worker(self.run.id(), epoch, self.commits);
         self.take(id, CommandBody::Commit(commit))
     }

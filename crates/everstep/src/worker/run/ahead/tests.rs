@@ -1,0 +1,243 @@
+//! A run task between a scripted server and real workflow code: what it says before the record, and what it does
+//! when the record is another.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use everstep_core::{
+    Actor, CommandId, CommitCommand, Event, EventBody, OpId, Payload, RunId, RunStarted, Seq, SessionId,
+    Timestamp, TraceContext, WorkerCommit, WorkerInfo,
+};
+use everstep_proto::api::{self, worker_message};
+use everstep_proto::wire;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::transport::Endpoint;
+use uuid::Uuid;
+
+use crate::worker::lease::Lease;
+use crate::worker::outbox::Outbox;
+use crate::worker::run::{RunMessage, RunTask};
+use crate::worker::{Settings, workflow_factory};
+use crate::{Ctx, StepError, WorkflowError};
+
+const SECOND: i64 = 1_000_000;
+const START: i64 = 1_700_000_000 * SECOND;
+
+/// A task that holds a run, and the server's end of it.
+struct Held {
+    run: RunId,
+    task: JoinHandle<()>,
+    to_task: mpsc::UnboundedSender<RunMessage>,
+    said: mpsc::UnboundedReceiver<worker_message::Message>,
+}
+
+fn event(seq: Seq, at: i64, body: EventBody) -> Event {
+    let command_id = CommandId::from_uuid(Uuid::nil());
+    Event { seq, at: Timestamp::from_micros(at), epoch: 1, command_id, actor: Actor::System, body }
+}
+
+fn signal(seq: Seq) -> Event {
+    let input = Payload::json("1");
+    event(seq, START, EventBody::SignalReceived { name: "go".into(), signal_id: format!("s{seq}"), input })
+}
+
+/// A worker's claim and, before it, how the run began and what else has come in.
+fn history(before: Vec<Event>) -> Vec<Event> {
+    let started = RunStarted {
+        namespace: "default".into(),
+        workflow_id: "w".into(),
+        workflow_type: "t".into(),
+        task_queue: "default".into(),
+        input: Payload::json("null"),
+        request_id: "r".into(),
+        run_timeout: None,
+        seed: 5,
+        trace: TraceContext::default(),
+    };
+    let mut events = vec![event(1, START, EventBody::RunStarted(Box::new(started)))];
+    events[0].epoch = 0;
+    events.extend(before);
+    let seq = events.len() as u64 + 1;
+    let session = SessionId::from_uuid(Uuid::from_u128(3));
+    let worker = WorkerInfo { identity: "w".into(), build_id: "b".into() };
+    events.push(event(seq, START, EventBody::WorkerAttached { session, worker }));
+    events
+}
+
+fn hold<F, Fut>(before: Vec<Event>, workflow: F) -> Held
+where
+    F: Fn(Ctx, ()) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<u32, WorkflowError>> + Send + 'static,
+{
+    let run = RunId::from_uuid(Uuid::from_u128(7));
+    let settings = Settings {
+        endpoint: Endpoint::from_static("http://127.0.0.1:1"),
+        namespace: "default".into(),
+        task_queues: vec!["default".into()],
+        identity: "w".into(),
+        build_id: "b".into(),
+        run_slots: 1,
+        park_after: Duration::from_secs(3_600),
+        grace: Duration::ZERO,
+        workflows: BTreeMap::from([("t".to_owned(), workflow_factory(workflow))]),
+    };
+    let outbox = Arc::new(Outbox::default());
+    let (to_stream, said) = mpsc::unbounded_channel();
+    outbox.open(to_stream);
+    let lease = Arc::new(Lease::new());
+    lease.begin(Instant::now(), Duration::from_secs(3_600));
+    let task = RunTask::new((run, 1), Arc::new(settings), outbox, lease, Arc::new(AtomicU64::new(0)));
+    let (to_task, messages) = mpsc::unbounded_channel();
+    let events = history(before).iter().map(|e| wire::encode_event(e, false)).collect();
+    Held { run, task: tokio::spawn(task.run(events, messages)), to_task, said }
+}
+
+impl Held {
+    async fn commit(&mut self) -> WorkerCommit {
+        // The clock runs only when nothing else does: a task that says nothing is seen at once.
+        match tokio::time::timeout(Duration::from_secs(60), self.said.recv()).await {
+            Ok(Some(worker_message::Message::Commit(commit))) => wire::decode_commit(commit).unwrap().1,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn tell(&self, committed: u32, events: &[Event]) {
+        let events = events.iter().map(|e| wire::encode_event(e, false)).collect();
+        let run_id = self.run.to_string();
+        let news = api::RunEvents { run_id, epoch: 1, events, committed };
+        self.to_task.send(RunMessage::Events(news)).unwrap();
+    }
+
+    /// The commit as the server records it, told to the worker.
+    fn record(&self, commit: &WorkerCommit, ends: EventBody) {
+        let at = commit.ahead.map_or(START, Timestamp::as_micros);
+        let mut events = vec![event(commit.seen + 1, at, ended(&commit.commands[0]))];
+        events.push(event(commit.seen + 2, at, ends));
+        self.tell(commit.number, &events);
+    }
+}
+
+fn ended(command: &CommitCommand) -> EventBody {
+    let CommitCommand::CompleteStep { step, name, attempt, elapsed, result } = command.clone() else {
+        panic!("{command:?}")
+    };
+    EventBody::StepCompleted { step, name, attempt, elapsed, result }
+}
+
+fn kinds(commit: &WorkerCommit) -> Vec<&'static str> {
+    let kind = |c: &CommitCommand| match c {
+        CommitCommand::CompleteStep { .. } => "step",
+        CommitCommand::CompleteRun { .. } => "end",
+        CommitCommand::StartTimer { .. } => "timer",
+        CommitCommand::Release { .. } => "release",
+        other => panic!("{other:?}"),
+    };
+    commit.commands.iter().map(kind).collect()
+}
+
+async fn one_step(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
+    Ok(ctx.step("one", || async { Ok::<_, StepError>(1) }).await?)
+}
+
+async fn two_steps(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
+    let one = ctx.step("one", || async { Ok::<_, StepError>(1) }).await?;
+    Ok(ctx.step("two", move || async move { Ok::<_, StepError>(one + 1) }).await?)
+}
+
+async fn sleeps(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
+    let one = ctx.step("one", || async { Ok::<_, StepError>(1) }).await?;
+    ctx.sleep(Duration::from_secs(60)).await;
+    Ok(one)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_run_goes_with_its_last_step() {
+    let mut held = hold(Vec::new(), one_step);
+    let commit = held.commit().await;
+    assert_eq!(kinds(&commit), ["step", "end"]);
+    assert_eq!((commit.number, commit.seen), (1, 2));
+    let at = commit.ahead.unwrap().as_micros();
+    assert!((START..START + 5 * SECOND).contains(&at), "{at}");
+    held.record(&commit, EventBody::RunCompleted { result: Payload::json("1"), unconsumed: Vec::new() });
+    held.task.await.unwrap();
+    assert!(held.said.recv().await.is_none(), "nothing is left to be said");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_goes_with_the_step_before_it_and_the_next_step_waits_for_the_record() {
+    let mut held = hold(Vec::new(), sleeps);
+    assert_eq!(kinds(&held.commit().await), ["step", "timer"]);
+
+    let mut held = hold(Vec::new(), two_steps);
+    let commit = held.commit().await;
+    assert_eq!(kinds(&commit), ["step"], "the second step has not begun");
+    assert!(commit.ahead.is_some());
+    let mut first = event(3, commit.ahead.unwrap().as_micros(), ended(&commit.commands[0]));
+    first.command_id = CommandId::of_worker(held.run, 1, 1);
+    held.tell(1, &[first]);
+    let commit = held.commit().await;
+    assert_eq!((kinds(&commit), commit.seen), (vec!["step", "end"], 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_commit_keeps_the_step_and_gives_the_run_back() {
+    for signal_is_heard_first in [false, true] {
+        let mut held = hold(Vec::new(), one_step);
+        let commit = held.commit().await;
+        if signal_is_heard_first {
+            held.tell(0, &[signal(3)]);
+        }
+        held.to_task.send(RunMessage::Rejected { number: commit.number }).unwrap();
+        let again = held.commit().await;
+        assert_eq!((kinds(&again), again.number, again.ahead), (vec!["step", "release"], 2, None));
+        assert_eq!(again.commands[0], commit.commands[0], "the step is not run twice");
+        let reason = everstep_core::DetachReason::Released(String::new());
+        held.record(&again, EventBody::WorkerDetached { reason });
+        held.task.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_another_than_told_gives_the_run_back() {
+    let mut held = hold(Vec::new(), two_steps);
+    let commit = held.commit().await;
+    // A server that does not know the field records the step under its own time.
+    held.tell(1, &[event(3, START + 9 * SECOND, ended(&commit.commands[0]))]);
+    assert_eq!(kinds(&held.commit().await), ["release"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_unanswered_is_said_again_on_a_new_connection() {
+    let mut held = hold(Vec::new(), one_step);
+    let commit = held.commit().await;
+    held.to_task.send(RunMessage::Resend).unwrap();
+    assert_eq!(held.commit().await, commit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_sent_signals_does_not_go_ahead() {
+    let mut before = signal(2);
+    before.epoch = 0;
+    let mut held = hold(vec![before], one_step);
+    let commit = held.commit().await;
+    assert_eq!((kinds(&commit), commit.ahead), (vec!["step"], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_beside_others_does_not_go_ahead() {
+    let mut held = hold(Vec::new(), |ctx: Ctx, (): ()| async move {
+        let slow = ctx.step("slow", || async {
+            std::future::pending::<()>().await;
+            Ok::<_, StepError>(1)
+        });
+        let fast = ctx.step("fast", || async { Ok::<_, StepError>(1) });
+        let (slow, _) = crate::join!(slow, fast);
+        Ok(slow?)
+    });
+    let commit = held.commit().await;
+    assert_eq!((kinds(&commit), commit.ahead), (vec!["step"], None));
+    assert!(matches!(commit.commands[0], CommitCommand::CompleteStep { step: OpId(2), .. }));
+}
