@@ -2,7 +2,7 @@
  *
  *   DURABLE_DIR=FOLDER       each file that is synced is copied there as it stands, named by its path with % for /.
  *                            A file that is deleted is deleted there too. What was written and not synced is not there.
- *   DURABLE_DELAY_MS=N       every sync takes N milliseconds longer.
+ *   DURABLE_DELAY_US=N       every sync takes N microseconds longer.
  *   DURABLE_KILL_AT_WRITE=N  the process kills itself instead of its Nth write to a file.
  *
  * Not modelled: pages that reach the disk before anybody asks, in part or out of order, and folders that have to be
@@ -92,10 +92,10 @@ static void keep(int fd)
 
 static int synced(int fd, const char *name)
 {
-    const char *delay = getenv("DURABLE_DELAY_MS");
+    const char *delay = getenv("DURABLE_DELAY_US");
     if (delay) {
-        long ms = atol(delay);
-        struct timespec wait = {ms / 1000, ms % 1000 * 1000000};
+        long us = atol(delay);
+        struct timespec wait = {us / 1000000, us % 1000000 * 1000};
         nanosleep(&wait, NULL);
     }
     int (*sync)(int) = next(name);

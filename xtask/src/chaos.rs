@@ -10,7 +10,7 @@ use crate::{locate, servers, shell};
 pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     let mut build = shell::cargo(root);
     shell::run(build.args(["build", "--locked", "-p", "everstep-chaos", "--bins"]))?;
-    let mut chaos = Command::new(target_folder(root).join("debug/everstep-chaos"));
+    let mut chaos = Command::new(crate::target_folder(root).join("debug/everstep-chaos"));
     chaos.current_dir(root);
     if !arguments.iter().any(|argument| argument == "sqlite" || argument == "--help") {
         chaos.env(locate::PG_VARIABLE, servers::postgres(root, true)?);
@@ -22,8 +22,4 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
     }
     anyhow::ensure!(status.success(), "everstep-chaos ended with {status}");
     Ok(())
-}
-
-fn target_folder(root: &Path) -> std::path::PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder))
 }

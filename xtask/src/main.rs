@@ -3,6 +3,7 @@
 //!
 //! What is *not* here: anything that the product needs at run time.
 
+mod bench;
 mod chaos;
 mod ci;
 mod drill;
@@ -39,6 +40,9 @@ usage: cargo xtask <command>
     --bless            record the checksums of new migrations
   gate                 instruction counts of the paths that every step takes, against their baseline
     --bless            write the counts of now as the baseline
+  bench ARGUMENTS      `everstep bench` with servers of its own
+    --store KIND       postgres (with NATS), which is the default, or sqlite
+    --disk-delay-us N  each flush to the disk takes N microseconds longer: what slower disks make of it
   profile WORKLOAD     where the server and the worker of `everstep bench` spend their time, with perf
     --store URL        a Postgres server; without it, a SQLite file
     --nats URL         with Postgres: NATS
@@ -68,6 +72,7 @@ fn run() -> anyhow::Result<()> {
             no_arguments(rest)?;
             ci::run(&root)
         }
+        Some((command, rest)) if command == "bench" => bench::run(&root, &bench::Options::parse(rest)?),
         Some((command, rest)) if command == "chaos" => chaos::run(&root, rest),
         Some((command, rest)) if command == "test" => test::run(&root, &test::Options::parse(rest)?),
         Some((command, rest)) if command == "drill" => drill::run(&root, &drill::Options::parse(rest)?),
@@ -90,6 +95,10 @@ fn run() -> anyhow::Result<()> {
         Some((command, _)) => bail!("unknown command {command:?}\n\n{USAGE}"),
         None => bail!("no command\n\n{USAGE}"),
     }
+}
+
+fn target_folder(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder))
 }
 
 fn no_arguments(rest: &[String]) -> anyhow::Result<()> {

@@ -89,8 +89,8 @@ async fn a_power_cut_finds_a_database_that_does_not_sync() -> anyhow::Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_disk_costs_time_and_nothing_else() -> anyhow::Result<()> {
     let (shim, account, folder) = (Shim::compile().await?, Account::default(), folder()?);
-    let delay = SLOW_SYNC.as_millis().to_string();
-    let node = server(folder.path(), &shim, &[("DURABLE_DELAY_MS", &delay)]).await?;
+    let delay = SLOW_SYNC.as_micros().to_string();
+    let node = server(folder.path(), &shim, &[("DURABLE_DELAY_US", &delay)]).await?;
     let begun = Instant::now();
     let worker = load::worker(&node.address, &account)?;
     let clients = Clients::start(&node.address, "slow", &account)?;
