@@ -5,12 +5,16 @@ mod cost;
 mod figures;
 mod fill;
 mod growth;
+mod latency;
 mod load;
 mod measure;
 mod pages;
+mod parked;
 mod place;
 mod processes;
+mod replay;
 mod system;
+mod timers;
 mod workloads;
 
 use std::time::Duration;
@@ -85,6 +89,17 @@ async fn all(args: &Args) -> Result<(), Fail> {
     for _ in 0..args.rounds() {
         for plan in &plans {
             measure::workload(args, plan, &mut figures).await?;
+        }
+    }
+    for _ in 0..args.rounds() {
+        if args.workload.contains(&Workload::W3) {
+            parked::run(args, &mut figures).await?;
+        }
+        if args.workload.contains(&Workload::W4) {
+            timers::run(args, &mut figures).await?;
+        }
+        if args.workload.contains(&Workload::W5) {
+            replay::run(args, &mut figures).await?;
         }
     }
     if args.workload.contains(&Workload::Growth) {

@@ -227,8 +227,13 @@ impl Draft {
     fn commit(&mut self, command: CommitCommand) -> Result<(), Fail> {
         self.commits += 1;
         let epoch = self.run.epoch();
-        let commit =
-            WorkerCommit { epoch, number: self.commits, seen: self.run.seq(), commands: vec![command], ahead: None };
+        let commit = WorkerCommit {
+            epoch,
+            number: self.commits,
+            seen: self.run.seq(),
+            commands: vec![command],
+            ahead: None,
+        };
         let id = CommandId::of_worker(self.run.id(), epoch, self.commits);
         self.take(id, CommandBody::Commit(commit))
     }

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use everstep::Client;
-use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::latency::Latencies;
 use super::workloads::Plan;
 use crate::fail::Fail;
 
@@ -67,14 +67,12 @@ impl Clients {
 
     /// What they saw, once the last of them has its result.
     pub(super) async fn finish(mut self) -> Result<Load, Fail> {
-        let mut latencies =
-            Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).map_err(|e| Fail::refused(e.to_string()))?;
+        let mut latencies = Latencies::new()?;
         while let Some(done) = self.tasks.join_next().await {
             for micros in done.map_err(|e| Fail::refused(e.to_string()))?? {
-                latencies.saturating_record(micros);
+                latencies.record(Duration::from_micros(micros));
             }
         }
-        let ms = |q: f64| latencies.value_at_quantile(q) as f64 / 1_000.0;
-        Ok(Load { runs: latencies.len(), p50_ms: ms(0.5), p99_ms: ms(0.99) })
+        Ok(Load { runs: latencies.count(), p50_ms: latencies.ms(0.5), p99_ms: latencies.ms(0.99) })
     }
 }

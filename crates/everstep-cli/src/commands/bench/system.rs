@@ -33,10 +33,8 @@ impl System {
         if let Some(nats) = nats_url {
             server.args(["--nats-url", nats]);
         }
-        let mut worker = own_binary()?;
-        worker.args(["bench", "--worker-of", &address]);
-        let spawn = |mut c: Command| c.spawn().map_err(|e| Fail::refused(format!("own binary: {e}")));
-        Ok(Self { began: Instant::now(), server: spawn(server)?, worker: spawn(worker)?, address, port })
+        let worker = spawn(worker_of(&address)?)?;
+        Ok(Self { began: Instant::now(), server: spawn(server)?, worker, address, port })
     }
 
     pub(super) fn server_pid(&self) -> u32 {
@@ -61,6 +59,21 @@ impl System {
         Ok(self.began.elapsed())
     }
 
+    /// Another worker instead of the one there was, which does not come to say goodbye.
+    pub(super) async fn restart_worker(&mut self) -> Result<(), Fail> {
+        let _ = self.worker.kill().await;
+        self.worker = spawn(worker_of(&self.address)?)?;
+        Ok(())
+    }
+
+    /// What `/metrics` says of a figure without labels.
+    pub(super) async fn metric(&self, name: &str) -> Result<f64, Fail> {
+        let absent = || Fail::refused(format!("the server of the bench has no figure {name}"));
+        let page = ask(self.port, "/metrics").await.ok_or_else(absent)?;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.ok_or_else(absent)
+    }
+
     pub(super) async fn stop(mut self) {
         let _ = self.worker.kill().await;
         let _ = self.server.kill().await;
@@ -69,16 +82,30 @@ impl System {
 
 /// Whether `/readyz` answers 200.
 async fn says_ready(port: u16) -> bool {
+    ask(port, "/readyz").await.is_some_and(|answer| answer.split_whitespace().nth(1) == Some("200"))
+}
+
+/// What the server answers over HTTP, head and body; `None` when it does not.
+async fn ask(port: u16, path: &str) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    tokio::time::timeout(READY_MAX, ask)
-        .await
-        .is_ok_and(|answer| answer.is_ok_and(|answer| answer.split_whitespace().nth(1) == Some("200")))
+    tokio::time::timeout(READY_MAX, ask).await.ok()?.ok()
+}
+
+fn worker_of(address: &str) -> Result<Command, Fail> {
+    let mut worker = own_binary()?;
+    worker.args(["bench", "--worker-of", address]);
+    Ok(worker)
+}
+
+fn spawn(mut command: Command) -> Result<Child, Fail> {
+    command.spawn().map_err(|e| Fail::refused(format!("own binary: {e}")))
 }
 
 fn own_binary() -> Result<Command, Fail> {
