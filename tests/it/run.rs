@@ -311,6 +311,23 @@ async fn cancel_is_cooperative_and_terminate_is_not() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_request_to_a_run_acts_once_under_its_id() -> anyhow::Result<()> {
+    for store in stores::all().await? {
+        let node = node_on(&store).await?;
+        let run = node.client()?.workflow::<()>("unattended").start(&()).await?;
+        let (signal, cancel) = (run.signal("go", &1), run.cancel("enough"));
+        for _ in 0..2 {
+            signal.send().await?;
+            cancel.send().await?;
+            // As another process would repeat it.
+            run.signal("go", &2).request_id("of mine").await?;
+        }
+        assert_eq!(kinds(&run).await?, ["RunStarted", "SignalReceived", "CancelRequested", "SignalReceived"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_workflow_id_has_one_open_run_and_a_request_id_one_answer() -> anyhow::Result<()> {
     for store in stores::all().await? {
         let node = node_on(&store).await?;

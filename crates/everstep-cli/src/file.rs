@@ -87,6 +87,7 @@ const OPTIONS: &[(&str, Kind)] = &[
     ("db", Kind::Text),
     ("port", Kind::Number),
     ("lease", Kind::Text),
+    ("request-mib", Kind::Number),
     ("insecure-allow-remote", Kind::Switch),
 ];
 

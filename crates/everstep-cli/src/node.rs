@@ -80,6 +80,9 @@ pub(crate) fn make_folder(file: &Path) -> Result<(), Fail> {
     }
 }
 
+/// What requests under way may take in memory, in MiB.
+pub(crate) const REQUEST_MIB: u32 = 256;
+
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeOptions {
@@ -87,6 +90,7 @@ pub(crate) struct NodeOptions {
     pub(crate) lease: Duration,
     pub(crate) allow_remote: bool,
     pub(crate) nats_url: Option<String>,
+    pub(crate) request_mib: u32,
 }
 
 /// A node that listens, not serving yet.
@@ -103,6 +107,7 @@ pub(crate) async fn listen(store: Arc<dyn Store>, options: &NodeOptions) -> Resu
     let node_id = NodeId::from_uuid(Uuid::new_v4());
     let mut server_options = ServerOptions::new(node_id);
     server_options.allow_remote = options.allow_remote;
+    server_options.request_bytes = options.request_mib as usize * (1 << 20);
     let server = Server::bind(options.listen, server_options).await?;
     let dispatch: Arc<dyn Dispatch> = match &options.nats_url {
         Some(url) => Arc::new(
@@ -160,4 +165,13 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => Ok(Duration::from_secs(number.saturating_mul(3_600))),
         _ => Err("must be like 500ms, 10s, 5m or 2h".to_owned()),
     }
+}
+
+/// Shorter ones are lost by a worker that is only busy; while a longer one lasts, the runs of a dead worker wait.
+const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
+
+/// A lease: from a second to an hour.
+pub(crate) fn parse_lease(text: &str) -> Result<Duration, String> {
+    let lease = parse_duration(text)?;
+    if LEASES.contains(&lease) { Ok(lease) } else { Err("must be 1s to 1h".to_owned()) }
 }

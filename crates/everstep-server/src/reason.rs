@@ -96,6 +96,9 @@ reasons! {
     OVERLOADED, Unavailable,
         "This node has as many calls as it takes at one time.",
         "Send the same request again after a pause.";
+    REQUEST_BYTES_EXHAUSTED, ResourceExhausted,
+        "The requests that this node is receiving or carrying out take all the memory that it has for them. Nothing was written.",
+        "Send the same request again after a pause.";
     RUN_ALREADY_ATTACHED, FailedPrecondition,
         "The run has a worker already.",
         "Nothing: the run goes on there.";

@@ -11,6 +11,8 @@ use everstep_dispatch::InProcess;
 use everstep_engine::{Engine, EngineConfig};
 use everstep_server::{Server, ServerOptions, raise_open_files};
 use everstep_store::MemoryStore;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -23,12 +25,23 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 const HANGS: Duration = Duration::from_secs(60);
 const IDLE: usize = 2_000;
 const WAVE: usize = 500;
+/// What half sent requests may have in all, and what each sends.
+const BUDGET: usize = 64 * MIB;
+const HALF: usize = MIB - 32 * KIB;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 /// The preface, empty SETTINGS and the ACK of the server's, and a call of health's Check with an empty message.
 fn greeting() -> Vec<u8> {
-    let path = b"/grpc.health.v1.Health/Check";
+    [
+        &opening(b"/grpc.health.v1.Health/Check")[..],
+        b"\x00\x00\x05\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00",
+    ]
+    .concat()
+}
+
+/// The same, the call's message still to come.
+fn opening(path: &[u8]) -> Vec<u8> {
     let kind = b"application/grpc";
     let lengths = [path.len(), kind.len()].map(|n| u8::try_from(n).unwrap_or_default());
     let block = [
@@ -45,7 +58,6 @@ fn greeting() -> Vec<u8> {
         b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x04\x01\x00\x00\x00\x00",
         &[0, 0, length, 1, 4, 0, 0, 0, 1],
         &block,
-        b"\x00\x00\x05\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00",
     ]
     .concat()
 }
@@ -55,16 +67,9 @@ async fn connect(addr: SocketAddr) -> Outcome<TcpStream> {
     let talk = async {
         let mut stream = TcpStream::connect(addr).await?;
         stream.write_all(&greeting()).await?;
-        loop {
-            let mut head = [0; 9];
-            stream.read_exact(&mut head).await?;
-            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            stream.read_exact(&mut payload).await?;
-            let end_of_call = head[3] == 1 && head[4] & 1 == 1;
-            if end_of_call {
-                return Ok::<_, std::io::Error>(stream);
-            }
-        }
+        // The last of its headers end the call.
+        while frame_of(&mut stream, 1).await? & 1 == 0 {}
+        Ok::<_, std::io::Error>(stream)
     };
     Ok(timeout(HANGS, talk).await??)
 }
@@ -111,6 +116,10 @@ struct Running {
 }
 
 async fn start() -> Outcome<Running> {
+    start_with(|_| {}).await
+}
+
+async fn start_with(change: impl FnOnce(&mut ServerOptions)) -> Outcome<Running> {
     let clock = || {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or_default())
@@ -118,7 +127,9 @@ async fn start() -> Outcome<Running> {
     let node_id = NodeId::from_uuid(Uuid::new_v4());
     let store = Arc::new(MemoryStore::new(clock));
     let engine = Engine::start(EngineConfig::new(node_id), store, Arc::new(InProcess::new())).await?;
-    let server = Server::bind("127.0.0.1:0".parse()?, ServerOptions::new(node_id)).await?;
+    let mut options = ServerOptions::new(node_id);
+    change(&mut options);
+    let server = Server::bind("127.0.0.1:0".parse()?, options).await?;
     let (addr, shutdown) = (server.local_addr(), CancellationToken::new());
     let serving = tokio::spawn(server.serve(engine, shutdown.clone().cancelled_owned()));
     Ok(Running { addr, shutdown, serving })
@@ -140,6 +151,7 @@ async fn connections_come_and_go_and_leave_nothing_behind() -> Outcome<()> {
     assert!(enough, "this test needs more open files than {files:?} allows");
     idle_ones_are_cheap().await?;
     reconnecting_ones_leave_nothing().await?;
+    half_sent_requests_take_their_share_and_no_more().await?;
     a_process_without_files_left_recovers(files).await
 }
 
@@ -176,6 +188,53 @@ async fn reconnecting_ones_leave_nothing() -> Outcome<()> {
         after.push(resident()?);
     }
     assert!(after[7] <= after[1] + 4 * MIB, "resident after each wave of {WAVE}: {after:?}");
+    server.stop().await
+}
+
+/// Begins a request of 4 MiB, sends what the first window allows, and waits for an answer all the same.
+async fn half_sent(addr: SocketAddr) -> Outcome<TcpStream> {
+    let mut stream = TcpStream::connect(addr).await?;
+    stream.write_all(&opening(b"/everstep.api.v1.RunService/StartRun")).await?;
+    // The window of the connection is opened first.
+    frame_of(&mut stream, 8).await?;
+    stream.write_all(b"\x00\x00\x05\x00\x00\x00\x00\x00\x01\x00\x00\x40\x00\x00").await?;
+    let piece = [&b"\x00\x40\x00\x00\x00\x00\x00\x00\x01"[..], &[0; 16 * KIB]].concat();
+    for _ in 0..HALF / (16 * KIB) {
+        stream.write_all(&piece).await?;
+    }
+    frame_of(&mut stream, 1).await?;
+    Ok(stream)
+}
+
+/// Reads until a frame of one kind comes; gives its flags.
+async fn frame_of(stream: &mut TcpStream, kind: u8) -> std::io::Result<u8> {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut payload).await?;
+        if head[3] == kind {
+            return Ok(head[4]);
+        }
+    }
+}
+
+async fn half_sent_requests_take_their_share_and_no_more() -> Outcome<()> {
+    let server = start_with(|options| options.request_bytes = BUDGET).await?;
+    drop(connect_many(server.addr, WAVE).await?);
+    settles_at_none(server.addr).await?;
+    let before = resident()?;
+    let mut senders: FuturesUnordered<_> = (0..WAVE).map(|_| half_sent(server.addr)).collect();
+    let fit = BUDGET / (HALF - 16 * KIB);
+    let mut refused = Vec::new();
+    while refused.len() < WAVE - fit {
+        refused.push(timeout(HANGS, senders.next()).await?.ok_or("nobody was refused")??);
+    }
+    let more = resident()?.saturating_sub(before);
+    assert!(more <= 2 * BUDGET + WAVE * 64 * KIB, "{more} bytes for requests that may have {BUDGET}");
+    drop(connect(server.addr).await?);
+    drop((senders, refused));
+    settles_at_none(server.addr).await?;
     server.stop().await
 }
 

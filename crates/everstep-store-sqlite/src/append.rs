@@ -9,7 +9,7 @@ use everstep_store::{Append, AppendReply, Error, StartClaim, Verdict};
 use sqlx::{Row, SqliteConnection};
 
 use crate::clock::Clock;
-use crate::error::{before_commit, is_constraint};
+use crate::error::{before_commit, is_constraint, is_full};
 use crate::open::Inner;
 use crate::projection::{Projections, write_rows};
 use crate::rows::{Hash, INLINE_BYTES_MAX, hash_of};
@@ -143,7 +143,9 @@ async fn commit_all(
     match whole {
         Ok(()) => return true,
         Err(TxError::Before(e)) if wanted.len() > 1 && may_be_one_of_them(&before_commit(&e)) => {
-            tracing::warn!(error = %e, appends = wanted.len(), "a batch failed; trying its appends one by one");
+            if !is_full(&e) {
+                tracing::warn!(error = %e, appends = wanted.len(), "a batch failed; trying its appends one by one");
+            }
         }
         Err(e) => {
             fail(verdicts, wanted, &verdict_of(&e));
@@ -176,7 +178,10 @@ async fn commit_lone_event(held: &mut Held<'_>, prepared: &Prepared) -> Option<b
     let values = values.finish().ok()?;
     let connection = held.connection().await.ok()?;
     match sqlx::query_with(LONE_EVENT, values).execute(connection).await {
-        Ok(done) => Some(done.rows_affected() > 0),
+        Ok(done) => {
+            held.wrote();
+            Some(done.rows_affected() > 0)
+        }
         Err(e) => {
             held.abandon(&TxError::AtCommit(e)).await;
             None

@@ -42,9 +42,15 @@ pub(crate) fn before_commit(e: &sqlx::Error) -> Error {
     }
 }
 
-/// The error of COMMIT itself: it may or may not be durable.
+/// The error of COMMIT itself: it may or may not be durable, unless there was no room for it. What makes a
+/// transaction valid is the last that is written of it, so one that did not fit is not there.
 pub(crate) fn at_commit(e: &sqlx::Error) -> Error {
-    Error::OutcomeUnknown(e.to_string())
+    if is_full(e) { Error::Exhausted(e.to_string()) } else { Error::OutcomeUnknown(e.to_string()) }
+}
+
+/// True when the disk has no room.
+pub(crate) fn is_full(e: &sqlx::Error) -> bool {
+    primary_code(e) == Some(FULL)
 }
 
 /// True when a row stood where the statement wanted to put one.
@@ -62,4 +68,63 @@ fn primary_code(e: &sqlx::Error) -> Option<i32> {
     let code = e.as_database_error()?.code()?;
     // An extended code carries its primary one in the low byte.
     code.parse::<i32>().ok().map(|code| code & 0xff)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::error::Error as StdError;
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    /// What SQLite says with a code.
+    #[derive(Debug)]
+    struct Code(i32);
+
+    impl std::fmt::Display for Code {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "code {}", self.0)
+        }
+    }
+
+    impl StdError for Code {}
+
+    impl DatabaseError for Code {
+        fn message(&self) -> &str {
+            "as told"
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.to_string().into())
+        }
+
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn only_what_did_not_fit_is_known_not_to_be_committed() {
+        let at = |code| at_commit(&sqlx::Error::Database(Box::new(Code(code))));
+        assert!(matches!(at(FULL), Error::Exhausted(_)));
+        // A write or sync that fails may have reached the disk all the same; 1034 is IOERR_FSYNC.
+        for code in [BUSY, NOMEM, IOERR, 1_034, CORRUPT, CONSTRAINT] {
+            assert!(matches!(at(code), Error::OutcomeUnknown(_)), "{code}");
+        }
+        assert!(matches!(at_commit(&sqlx::Error::WorkerCrashed), Error::OutcomeUnknown(_)));
+    }
 }

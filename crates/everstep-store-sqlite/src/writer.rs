@@ -2,13 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use everstep_store::Error;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::error::{at_commit, before_commit};
+use crate::error::{at_commit, before_commit, is_full};
 use crate::lock::FileLock;
 
 /// Work inside a transaction.
@@ -20,6 +21,8 @@ pub(crate) type Work<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>
 pub(crate) struct Writer {
     options: SqliteConnectOptions,
     connection: Mutex<Option<SqliteConnection>>,
+    /// The last that was written did not fit: it is tried again and again, and the log hears of it once.
+    full: AtomicBool,
     /// Let go of after the connection: writing tasks keep both.
     _lock: FileLock,
 }
@@ -40,16 +43,23 @@ impl TxError {
             Self::AtCommit(e) => at_commit(e),
         }
     }
+
+    /// The disk has no room: nothing was written, wherever it failed.
+    pub(crate) fn is_full(&self) -> bool {
+        let (Self::Before(e) | Self::AtCommit(e)) = self;
+        is_full(e)
+    }
 }
 
 impl Writer {
     pub(crate) fn new(options: SqliteConnectOptions, connection: SqliteConnection, lock: FileLock) -> Self {
-        Self { options, connection: Mutex::new(Some(connection)), _lock: lock }
+        let full = AtomicBool::new(false);
+        Self { options, connection: Mutex::new(Some(connection)), full, _lock: lock }
     }
 
     /// Waits for the connection, and opens a new one if the last was thrown away.
     pub(crate) async fn lock(&self) -> Result<Held<'_>, sqlx::Error> {
-        let mut held = Held { slot: self.connection.lock().await, options: &self.options };
+        let mut held = Held { slot: self.connection.lock().await, writer: self };
         held.connection().await?;
         Ok(held)
     }
@@ -93,7 +103,7 @@ impl Writer {
 /// The writing connection, held for one transaction.
 pub(crate) struct Held<'w> {
     slot: MutexGuard<'w, Option<SqliteConnection>>,
-    options: &'w SqliteConnectOptions,
+    writer: &'w Writer,
 }
 
 impl Held<'_> {
@@ -101,7 +111,7 @@ impl Held<'_> {
     pub(crate) async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         let connection = match self.slot.take() {
             Some(connection) => connection,
-            None => self.options.connect().await?,
+            None => self.writer.options.connect().await?,
         };
         Ok(self.slot.insert(connection))
     }
@@ -115,7 +125,16 @@ impl Held<'_> {
     pub(crate) async fn commit(&mut self) -> Result<(), TxError> {
         // Without a connection there is no transaction: nothing of it can be durable.
         let connection = self.slot.as_mut().ok_or(TxError::Before(sqlx::Error::WorkerCrashed))?;
-        sqlx::query("COMMIT").execute(connection).await.map(drop).map_err(TxError::AtCommit)
+        sqlx::query("COMMIT").execute(connection).await.map_err(TxError::AtCommit)?;
+        self.wrote();
+        Ok(())
+    }
+
+    /// Something was committed.
+    pub(crate) fn wrote(&self) {
+        if self.writer.full.load(Ordering::Relaxed) && self.writer.full.swap(false, Ordering::Relaxed) {
+            tracing::info!("the database has room again");
+        }
     }
 
     /// Leaves the transaction without a trace.
@@ -130,6 +149,12 @@ impl Held<'_> {
     /// After an error: leaves no transaction open, and no connection in doubt.
     pub(crate) async fn abandon(&mut self, e: &TxError) {
         match e {
+            e if e.is_full() => {
+                if !self.writer.full.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(error = %e.to_store(), "the database has no room; trying again");
+                }
+                self.rollback().await;
+            }
             TxError::Before(_) => self.rollback().await,
             TxError::AtCommit(e) => {
                 tracing::warn!(error = %e, "commit failed; reopening the database");

@@ -1,5 +1,6 @@
-//! `everstep admin …`: a database, looked at without trusting a server.
+//! `everstep admin …`: a database, looked at and copied without trusting a server.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Subcommand;
@@ -30,6 +31,13 @@ pub(crate) enum Command {
         #[arg(long)]
         namespace: Option<String>,
     },
+    /// Copy a SQLite database into a new file, also while a node writes to it, and check the copy
+    Backup {
+        #[command(flatten)]
+        source: Source,
+        /// The new file
+        file: PathBuf,
+    },
     /// Compare what the tables say with what follows from the events
     Rebuild {
         #[command(flatten)]
@@ -55,8 +63,24 @@ pub(crate) async fn run(command: Command) -> Result<(), Fail> {
             }
             Ok(())
         }
+        Command::Backup { source, file } => back_up(&source.database_url, &file).await,
         Command::Rebuild { source, check: _ } => check(&source.database_url.open_read_only().await?).await,
     }
+}
+
+async fn back_up(database: &Database, file: &Path) -> Result<(), Fail> {
+    let Database::Sqlite(path) = database else {
+        return Err(Fail::usage(
+            "Postgres has its own: pg_dump -Fc -f FILE URL, or pg_basebackup for the whole server; see \"Back up and \
+             restore\" in docs/operations.md",
+        ));
+    };
+    if file.exists() {
+        return Err(Fail::refused(format!("{} exists; a backup is a new file", file.display())));
+    }
+    let bytes = everstep_store_sqlite::back_up(path, file).await?;
+    out::note(&format!("{} is a copy of {}, {bytes} bytes, checked", file.display(), path.display()));
+    Ok(())
 }
 
 async fn namespaces(store: &Arc<dyn Store>, only: Option<String>) -> Result<Vec<String>, Fail> {

@@ -79,6 +79,7 @@ async fn summarize(args: SummarizeArgs) -> Result<(), Fail> {
         lease: Duration::from_secs(3),
         allow_remote: false,
         nats_url: None,
+        request_mib: node::REQUEST_MIB,
     };
     let node = node::listen(store, &options).await?;
     let address = format!("http://{}", node.address);

@@ -25,8 +25,8 @@ pub(crate) struct Args {
     /// Port on 127.0.0.1; 0 takes a free one
     #[arg(long, env = "EVERSTEP_PORT", default_value_t = PORT)]
     port: u16,
-    /// How long a worker may be silent before its runs go to another
-    #[arg(long, env = "EVERSTEP_LEASE", default_value = "3s", value_parser = node::parse_duration)]
+    /// How long a worker may be silent before its runs go to another, 1s to 1h
+    #[arg(long, env = "EVERSTEP_LEASE", default_value = "3s", value_parser = node::parse_lease)]
     lease: Duration,
 }
 
@@ -38,6 +38,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
         lease: args.lease,
         allow_remote: false,
         nats_url: None,
+        request_mib: node::REQUEST_MIB,
     };
     let node = node::listen(store, &options).await?;
     let address = format!("http://{}", node.address);

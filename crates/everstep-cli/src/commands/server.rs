@@ -18,9 +18,13 @@ pub(crate) struct Args {
     /// Address to listen on
     #[arg(long, env = "EVERSTEP_LISTEN", default_value = "127.0.0.1:7417", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// How long a worker may be silent before its runs go to another
-    #[arg(long, env = "EVERSTEP_LEASE", default_value = "10s", value_parser = node::parse_duration)]
+    /// How long a worker may be silent before its runs go to another, 1s to 1h
+    #[arg(long, env = "EVERSTEP_LEASE", default_value = "10s", value_parser = node::parse_lease)]
     lease: Duration,
+    /// What requests under way may take in memory, in MiB
+    #[arg(long, env = "EVERSTEP_REQUEST_MIB", default_value_t = node::REQUEST_MIB, value_name = "MIB",
+          value_parser = clap::value_parser!(u32).range(8..=1_048_576))]
+    request_mib: u32,
     /// Listen beyond loopback although there is no authentication yet
     #[arg(long)]
     insecure_allow_remote: bool,
@@ -39,6 +43,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Fail> {
         lease: args.lease,
         allow_remote: args.insecure_allow_remote,
         nats_url: args.nats_url,
+        request_mib: args.request_mib,
     };
     let node = node::listen(store, &options).await?;
     let stop = node::stop_signal()?;

@@ -6,12 +6,10 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
 use everstep_tests::servers::{PostgresServer, require};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use tokio::process::Command;
 
 use crate::load::{self, Account, Clients, Told};
-use crate::support::{Running, everstep, folder};
+use crate::support::{Ended, Running, everstep, folder, run};
 
 /// Answers before the backup begins, and after it is done: it is taken under load.
 const BEFORE: usize = 80;
@@ -63,13 +61,21 @@ async fn goes_on(folder: &Path, database: &str, told: &Told) -> anyhow::Result<(
     Ok(())
 }
 
-/// A backup by SQLite's own `VACUUM INTO`, over a connection that cannot write to the original.
-async fn vacuum_into(database: &Path, copy: &Path) -> anyhow::Result<()> {
-    let options = SqliteConnectOptions::new().filename(database).read_only(true);
-    let mut connection = options.connect().await?;
-    let statement = format!("VACUUM INTO '{}'", copy.display());
-    sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
-    Ok(connection.close().await?)
+/// `admin backup`, which says what it has done.
+async fn back_up(folder: &Path, database: &str, copy: &Path) -> anyhow::Result<Ended> {
+    let copy = copy.display().to_string();
+    run(folder, &["admin", "backup", &copy, "--database-url", database]).await
+}
+
+/// What a folder holds, without the locks.
+fn files(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| !name.ends_with(".lock"));
+    names.sort();
+    Ok(names)
 }
 
 /// The same by the programs that the documentation names, where they are there.
@@ -107,7 +113,9 @@ async fn a_sqlite_backup_taken_under_load_goes_on() -> anyhow::Result<()> {
     let (database, copy) = (here.path().join("everstep.db"), copies.path().join("copy.db"));
     let mut taken = vec![copy.clone()];
     let told = loaded(here.path(), "sqlite:everstep.db", async || {
-        vacuum_into(&database, &copy).await?;
+        let ended = back_up(here.path(), "sqlite:everstep.db", &copy).await?;
+        ensure!(ended.code == Some(0) && ended.stderr.contains("checked"), "{ended:?}");
+        ensure!(files(copies.path())? == ["copy.db"], "{:?}", files(copies.path()));
         taken.extend(by_other_programs(&database, copies.path()).await?);
         Ok(())
     })
@@ -117,6 +125,49 @@ async fn a_sqlite_backup_taken_under_load_goes_on() -> anyhow::Result<()> {
         std::fs::copy(&copy, there.path().join("restored.db"))?;
         goes_on(there.path(), "sqlite:restored.db", &told).await.with_context(|| format!("{copy:?}"))?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_cannot_be_made_leaves_nothing_behind() -> anyhow::Result<()> {
+    let (here, copies) = (folder()?, folder()?);
+    let told = loaded(here.path(), "sqlite:everstep.db", async || Ok(())).await?;
+    ensure!(told.answers() > 0);
+    // In order, so that all is in one file.
+    let node = server(here.path(), "sqlite:everstep.db").await?;
+    ensure!(node.terminate().await? == Some(0), "no orderly end");
+    let copy = copies.path().join("copy.db");
+    let refused = async |database: &str, copy: &Path, code: i32, why: &str| {
+        let ended = back_up(here.path(), database, copy).await?;
+        ensure!(ended.code == Some(code) && ended.stderr.contains(why), "{why}: {ended:?}");
+        anyhow::Ok(())
+    };
+    refused("postgres://127.0.0.1:1/x", &copy, 2, "pg_dump").await?;
+    refused("sqlite:missing.db", &copy, 1, "there is no database").await?;
+    std::fs::write(here.path().join("empty.db"), "")?;
+    refused("sqlite:empty.db", &copy, 1, "no Everstep database").await?;
+    std::fs::write(
+        here.path().join("text.db"),
+        "not a database, but long enough to be taken for one. ".repeat(99),
+    )?;
+    refused("sqlite:text.db", &copy, 1, "not a SQLite database").await?;
+    refused("sqlite:everstep.db", &copies.path().join("no/such/folder.db"), 3, "folder").await?;
+    // A page in the middle is damaged.
+    let (file, torn) = (here.path().join("everstep.db"), here.path().join("torn.db"));
+    let mut bytes = std::fs::read(&file)?;
+    let from = bytes.len() / 2 / 4_096 * 4_096;
+    bytes[from..from + 4_096].fill(0xff);
+    std::fs::write(&torn, bytes)?;
+    let ended = back_up(here.path(), "sqlite:torn.db", &copy).await?;
+    ensure!(ended.code == Some(1), "{ended:?}");
+    ensure!(files(copies.path())?.is_empty(), "{:?}", files(copies.path()));
+    // What is there stays as it is, also under the name for what is not finished.
+    let part = copies.path().join("copy.db.part");
+    std::fs::write(&part, "somebody's")?;
+    refused("sqlite:everstep.db", &copy, 1, "copy.db.part exists").await?;
+    std::fs::rename(&part, &copy)?;
+    refused("sqlite:everstep.db", &copy, 1, "copy.db exists").await?;
+    ensure!(std::fs::read_to_string(&copy)? == "somebody's" && files(copies.path())? == ["copy.db"]);
     Ok(())
 }
 

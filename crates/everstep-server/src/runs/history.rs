@@ -14,7 +14,7 @@ use tonic::Status;
 
 use crate::status;
 
-/// Events read from the store at one time.
+/// Events read from the store at one time, which gives fewer when their payloads are large: `PAGE_BYTES_MAX`.
 const READ_EVENTS: usize = 500;
 /// A response is closed once it has this many bytes.
 const RESPONSE_BYTES: usize = 1 << 20;

@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use crate::check::Check;
 use crate::rpc::Deadline;
+use crate::serve::InFlight;
 use crate::{page, reason, status};
 
 /// Before its own deadline a caller is told that the run is still open, so that the answer arrives in time.
@@ -97,9 +98,11 @@ impl RunService for RunApi {
     ) -> Result<Response<api::StartRunResponse>, Status> {
         let trace = trace::extract(request.metadata());
         let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
+        let in_flight = request.extensions().get::<InFlight>().cloned();
         let (start, wait) = request::start(request.into_inner(), trace)?;
         let workflow_id = start.workflow_id.clone();
         let started = self.engine.start_run(start).await.map_err(|e| status::of_engine(&e))?;
+        in_flight.iter().for_each(InFlight::settle);
         let outcome = match wait {
             Duration::ZERO => None,
             // The start is durable whatever becomes of the wait.

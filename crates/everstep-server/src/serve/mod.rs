@@ -1,5 +1,6 @@
 //! The server: one port, explicit limits, and an orderly end.
 
+mod budget;
 mod connection;
 mod flood;
 mod gate;
@@ -35,8 +36,10 @@ use crate::rpc::RpcLayer;
 use crate::runs::RunApi;
 use crate::worker::WorkerApi;
 
+pub(crate) use budget::InFlight;
 pub use limits::{ConnectionLimits, raise_open_files};
 
+use budget::Budget;
 use gate::Gate;
 use patience::Patience;
 
@@ -63,6 +66,8 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3_600);
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams that we have reset for a client's faults, after which the connection is closed.
 const LOCAL_RESETS_MAX: usize = 1_024;
+/// What requests may take in memory: 64 of the largest.
+const REQUEST_BYTES: usize = 256 << 20;
 /// How long connections that are still open after the grace get to end by themselves.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
@@ -77,6 +82,9 @@ pub struct ServerOptions {
     pub grace: Duration,
     /// Limits on connections.
     pub connections: ConnectionLimits,
+    /// Most bytes of requests that are coming in or being carried out, on all connections together; what a
+    /// request has beyond 16 KiB counts. Default 256 MiB.
+    pub request_bytes: usize,
 }
 
 impl ServerOptions {
@@ -87,6 +95,7 @@ impl ServerOptions {
             allow_remote: false,
             grace: Duration::from_secs(10),
             connections: ConnectionLimits::default(),
+            request_bytes: REQUEST_BYTES,
         }
     }
 }
@@ -143,7 +152,7 @@ impl Server {
 
         let patience = Patience::default();
         let serving = async {
-            let result = transport(patience.clone(), metrics)
+            let result = transport(patience.clone(), Budget::new(options.request_bytes), metrics)
                 .add_routes(routes)
                 .add_service(health.max_decoding_message_size(ASIDE_BYTES_MAX))
                 .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned())
@@ -174,11 +183,11 @@ impl Server {
     }
 }
 
+/// What every call passes through, from the right.
+type Layers = Stack<RpcLayer, Stack<Budget, Stack<Patience, Identity>>>;
+
 /// The transport with every limit said out loud.
-fn transport(
-    patience: Patience,
-    metrics: Metrics,
-) -> tonic::transport::Server<Stack<RpcLayer, Stack<Patience, Identity>>> {
+fn transport(patience: Patience, budget: Budget, metrics: Metrics) -> tonic::transport::Server<Layers> {
     tonic::transport::Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(STREAMS_MAX)
@@ -192,6 +201,7 @@ fn transport(
         .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_connection_age(CONNECTION_AGE_MAX)
         .layer(patience)
+        .layer(budget)
         .layer(RpcLayer::new(metrics))
 }
 

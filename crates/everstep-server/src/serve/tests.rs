@@ -1,6 +1,7 @@
 //! A whole server over an in-memory store, talked to over a socket.
 
 mod api;
+mod budget;
 mod drain;
 mod flood;
 mod fuzz;

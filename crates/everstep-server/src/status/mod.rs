@@ -48,9 +48,11 @@ pub(crate) fn with_metadata<const N: usize>(
 fn pause(reason: Reason) -> Option<Duration> {
     match reason {
         reason::CONTENTION => Some(Duration::from_millis(100)),
-        reason::STORE_UNAVAILABLE | reason::OUTCOME_UNKNOWN | reason::OVERLOADED | reason::NODE_STOPPING => {
-            Some(Duration::from_secs(1))
-        }
+        reason::STORE_UNAVAILABLE
+        | reason::OUTCOME_UNKNOWN
+        | reason::OVERLOADED
+        | reason::REQUEST_BYTES_EXHAUSTED
+        | reason::NODE_STOPPING => Some(Duration::from_secs(1)),
         _ => None,
     }
 }

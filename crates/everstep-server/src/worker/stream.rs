@@ -102,6 +102,8 @@ async fn read(
         match inbound.message().await {
             Ok(Some(frame)) => messages = frame.messages.into(),
             Ok(None) => return End::Gone,
+            // Of ours, from below: there is no room for the message.
+            Err(error) if !error.details().is_empty() => return End::Invalid(error),
             Err(error) => return status::of_framework(&error).map_or(End::Gone, End::Invalid),
         }
     }

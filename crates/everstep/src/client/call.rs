@@ -40,13 +40,20 @@ pub(crate) fn pause(tries: u32) -> Duration {
 
 /// True when the same request may be answered a moment later, by this server or another.
 pub(super) fn is_passing(status: &Status) -> bool {
-    status.code() == Code::Unavailable || is_broken(status)
+    let told_to_come_again = || status.get_details_retry_info().is_some();
+    match status.code() {
+        Code::Unavailable => true,
+        // Without such a word the server has no room for a while, or never for this request.
+        Code::ResourceExhausted if told_to_come_again() => true,
+        _ => is_broken(status),
+    }
 }
 
-/// True when no server has said this: the connection broke, however far the answer had come.
+/// True when no server has said this: the connection broke, however far the answer had come, or was turned away
+/// because there are too many.
 fn is_broken(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
-        && status.get_error_details().error_info().is_none()
+    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::ResourceExhausted)
+        && status.get_details_error_info().is_none()
 }
 
 /// What a status says.

@@ -8,8 +8,9 @@ use everstep_proto::{api, wire};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Client;
 use super::call::{is_passing, pause, refused, retrying};
-use super::{Client, new_request_id};
+use super::request::{Body, RunRequest};
 use crate::{ClientError, RunError, payload};
 
 /// How long one long poll waits at the server.
@@ -108,63 +109,24 @@ impl<R: DeserializeOwned> RunHandle<R> {
         Ok(Some(Err(RunError::Ended { status, failure })))
     }
 
-    /// Sends the run a message.
-    ///
-    /// # Errors
-    /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
-    pub async fn signal<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), ClientError> {
-        let input = payload::encode(value).map_err(|e| ClientError::Payload(e.to_string()))?;
-        let request = api::SignalRunRequest {
-            run: Some(self.run.clone()),
-            name: name.to_owned(),
-            input: Some(wire::encode_payload(&input)),
-            request_id: new_request_id(),
-            identity: self.client.identity_text(),
-        };
-        retrying(|| {
-            let (mut runs, request) = (self.client.runs(), request.clone());
-            async move { runs.signal_run(request).await }
-        })
-        .await?;
-        Ok(())
+    /// A message to the run. Await it.
+    pub fn signal<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> RunRequest {
+        let input = payload::encode(value).map_err(|e| e.to_string());
+        self.request(Body::Signal { name: name.to_owned(), input })
     }
 
-    /// Asks the run to stop in its own time.
-    ///
-    /// # Errors
-    /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
-    pub async fn cancel(&self, reason: &str) -> Result<(), ClientError> {
-        let request = api::CancelRunRequest {
-            run: Some(self.run.clone()),
-            reason: reason.to_owned(),
-            request_id: new_request_id(),
-            identity: self.client.identity_text(),
-        };
-        retrying(|| {
-            let (mut runs, request) = (self.client.runs(), request.clone());
-            async move { runs.cancel_run(request).await }
-        })
-        .await?;
-        Ok(())
+    /// Asks the run to stop in its own time. Await it.
+    pub fn cancel(&self, reason: &str) -> RunRequest {
+        self.request(Body::Cancel { reason: reason.to_owned() })
     }
 
-    /// Stops the run now; its workflow gets no say.
-    ///
-    /// # Errors
-    /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
-    pub async fn terminate(&self, reason: &str) -> Result<(), ClientError> {
-        let request = api::TerminateRunRequest {
-            run: Some(self.run.clone()),
-            reason: reason.to_owned(),
-            request_id: new_request_id(),
-            identity: self.client.identity_text(),
-        };
-        retrying(|| {
-            let (mut runs, request) = (self.client.runs(), request.clone());
-            async move { runs.terminate_run(request).await }
-        })
-        .await?;
-        Ok(())
+    /// Stops the run now; its workflow gets no say. Await it.
+    pub fn terminate(&self, reason: &str) -> RunRequest {
+        self.request(Body::Terminate { reason: reason.to_owned() })
+    }
+
+    fn request(&self, body: Body) -> RunRequest {
+        RunRequest::new(&self.client, &self.run, body)
     }
 
     /// How the run stands.

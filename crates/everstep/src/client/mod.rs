@@ -2,6 +2,10 @@
 
 mod call;
 mod handle;
+mod request;
+
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -17,6 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 pub use handle::{HistoryStream, RunDescription, RunHandle};
+pub use request::RunRequest;
 
 use crate::{ClientError, RunError, payload};
 use call::retrying;

@@ -8,11 +8,12 @@ use std::pin::Pin;
 use std::sync::{Arc, Once};
 
 use axum::body::HttpBody;
-use bolero::{ValueGenerator, check, produce};
+use bolero::{check, produce};
 use bytes::Bytes;
 use everstep_core::{NodeId, RunId, RunStatus, Timestamp};
 use everstep_dispatch::InProcess;
 use everstep_engine::{Engine, EngineConfig};
+use everstep_fuzz::{bent, bytes};
 use everstep_proto::api;
 use everstep_proto::api::worker_message::Message as In;
 use everstep_store::{MemoryStore, RunFilter};
@@ -52,29 +53,6 @@ fn count_panics() {
             before(info);
         }));
     });
-}
-
-/// Up to `most` random bytes.
-fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
-    produce::<Vec<u8>>().with().len(0..=most)
-}
-
-/// `sample` bent as the input says, or the input itself.
-fn bent(sample: &[u8], input: &[u8]) -> Vec<u8> {
-    if input.first().is_some_and(|b| *b >= 224) {
-        return input.to_vec();
-    }
-    let mut bytes = sample.to_vec();
-    for edit in input.chunks_exact(3) {
-        let at = usize::from(edit[1]) % (bytes.len() + 1);
-        match edit[0] % 8 {
-            0 => bytes.insert(at, edit[2]),
-            1 if at < bytes.len() => drop(bytes.remove(at)),
-            2 => bytes.truncate(at),
-            _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = edit[2]),
-        }
-    }
-    bytes
 }
 
 /// A server without a socket, in a runtime whose clock is put forward whenever all wait.
@@ -128,7 +106,7 @@ impl Fixture {
     }
 
     fn panics(&self) -> String {
-        let text = self.metrics.render(&everstep_engine::NodeStatus::default()).unwrap();
+        let text = self.metrics.render(&Default::default(), &Default::default()).unwrap();
         text.lines().find(|l| l.starts_with("everstep_rpc_panics_total")).unwrap().to_owned()
     }
 }

@@ -201,6 +201,7 @@ pub(super) fn commit(
         number,
         seen_seq,
         commands,
+        ahead_at: None,
     })
 }
 

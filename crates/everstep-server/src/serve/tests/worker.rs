@@ -127,6 +127,7 @@ async fn a_message_that_is_none_ends_the_stream_and_names_the_field() {
         number,
         seen_seq: 0,
         commands: vec![api::Command { command }],
+        ahead_at: None,
     };
     let cases = [
         (frame(In::Hello(hello())), "messages[0].hello"),
