@@ -107,6 +107,17 @@ impl Client {
         self.memory = Memory::default();
     }
 
+    /// The run that a start was answered with is the client's own: in its namespace, under its ids.
+    pub(crate) fn owns(&self, first: &Event) -> Result<(), String> {
+        let asked = self.start();
+        let EventBody::RunStarted(begun) = &first.body else {
+            return Err(format!("it is the answer to a start, and begins with {}", first.body.kind()));
+        };
+        let asked = (&asked.namespace, &asked.workflow_id, &asked.request_id);
+        let begun = (&begun.namespace, &begun.workflow_id, &begun.request_id);
+        if asked == begun { Ok(()) } else { Err(format!("a start of {asked:?} was answered with {begun:?}")) }
+    }
+
     pub(crate) fn started(&mut self, result: Result<Started, Error>) -> Result<(), String> {
         match result {
             Ok(started) => {

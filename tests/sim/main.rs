@@ -13,6 +13,7 @@
 mod check;
 mod client;
 mod faults;
+mod full;
 mod model;
 mod nodes;
 mod planted;

@@ -13,7 +13,7 @@ use crate::world::{Coming, EPOCH_US, LEASE, World};
 
 const SWEEP_US: u64 = 1_000_000;
 /// How long a claimed timer stays with the node that claimed it.
-const TIMER_CLAIM: Duration = Duration::from_secs(10);
+const TIMER_CLAIM: Duration = Duration::from_secs(2);
 /// Wakes younger than this are left to the notices.
 const WAKE_AGE: Duration = Duration::from_secs(1);
 const LOOK_MAX: usize = 500;
@@ -176,10 +176,14 @@ impl World {
 
     fn started(&mut self, request: u64, result: Result<Started, EngineError>) {
         let Some((client, Ask::Start(_))) = self.asked.remove(&request) else { return };
-        if let Ok(started) = &result
-            && self.store.truth().read_events_sync(started.run_id, 0, 1).is_empty()
-        {
-            self.fail(&format!("start of run {} was acknowledged and is not in the log", started.run_id));
+        if let Ok(started) = &result {
+            let run = started.run_id;
+            let Some(first) = self.store.truth().read_events_sync(run, 0, 1).pop() else {
+                self.fail(&format!("start of run {run} was acknowledged and is not in the log"));
+            };
+            if let Err(problem) = self.clients[client].owns(&first) {
+                self.fail(&format!("run {run}: {problem}"));
+            }
         }
         if let Err(problem) = self.clients[client].started(result) {
             self.fail(&problem);

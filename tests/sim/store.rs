@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, RunRow, Seq, SessionId, Timestamp};
+use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, RunRow, Seq, SessionId, TimerKey, Timestamp};
 use everstep_store::{
-    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, MemoryStore, Namespace, PageToken, RunFilter,
-    RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
+    Append, AppendReply, Backlog, Catalog, ClaimedTimers, Error, Inspect, Log, MemoryStore, Namespace,
+    PageToken, RunFilter, RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict, WakePage,
+    WakeRows, WakeTable,
 };
 use everstep_tests::program::Dice;
 
@@ -240,6 +241,14 @@ impl Sweep for SimStore {
         self.ask(|store| store.claim_timers_sync(limit, claim))
     }
 
+    async fn renew_timers(
+        &self,
+        timers: &[(RunId, TimerKey)],
+        claim: Duration,
+    ) -> Result<Vec<(RunId, TimerKey)>, Error> {
+        self.ask(|store| store.renew_timers_sync(timers, claim))
+    }
+
     async fn claim_tasks(
         &self,
         queues: Option<&[QueueKey]>,
@@ -273,6 +282,26 @@ impl Sweep for SimStore {
         limit: usize,
     ) -> Result<Vec<RunId>, Error> {
         self.ask(|store| store.blocked_runs_sync(queue, build_id, after, limit))
+    }
+}
+
+#[async_trait]
+impl Inspect for SimStore {
+    async fn backlog(&self, limit: usize) -> Result<Backlog, Error> {
+        self.ask(|store| store.backlog_sync(limit))
+    }
+
+    async fn wake_page(
+        &self,
+        table: WakeTable,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> Result<WakePage, Error> {
+        self.ask(|store| store.wake_page_sync(table, after, limit))
+    }
+
+    async fn wake_rows(&self, runs: &[RunId]) -> Result<Vec<WakeRows>, Error> {
+        self.ask(|store| store.wake_rows_sync(runs))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use everstep_core::{BlockKind, EventBody, RunId};
+use everstep_store::WakeRows;
 
 use crate::check::{Done, Facts, Watched};
 use crate::worker;
@@ -95,6 +96,11 @@ impl World {
         }
         let tables = self.store.truth().run_tables_sync(run);
         watched.tables(tables.as_ref())?;
+        // What a node looks for while it runs must not accuse a run that is sound.
+        let misfit = self.store.truth().wake_rows_sync(&[run]).iter().find_map(WakeRows::misfit);
+        if let Some(misfit) = misfit {
+            return Err(format!("the scan for INV-25 finds {misfit}"));
+        }
         if tail.last().is_some_and(worker::is_parked)
             && let Some(tables) = &tables
         {

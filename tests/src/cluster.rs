@@ -47,6 +47,8 @@ impl RunningNode {
         let mut config = EngineConfig::new(node_id);
         config.lease = settings.lease.unwrap_or(Duration::from_secs(1)).into();
         config.sweep_interval = Duration::from_millis(200);
+        config.look_interval = Duration::from_millis(200);
+        config.scan_interval = Duration::from_millis(200);
         config.observer = settings.observer;
         let engine = Engine::start(config, store, dispatch).await?;
         let server = Server::bind("127.0.0.1:0".parse()?, ServerOptions::new(node_id)).await?;

@@ -2,37 +2,19 @@
 
 use std::time::Duration;
 
-use bolero::{ValueGenerator, check, produce};
+use bolero::{check, produce};
 use everstep::client::RunDescription;
 use everstep_core::{Payload, RunId, RunStatus, Timestamp};
+use everstep_fuzz::bytes;
 
 use crate::node::{Database, parse_duration};
 use crate::{file, json};
 
 const ITERATIONS: usize = 20_000;
 
-/// Up to `most` random bytes.
-fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
-    produce::<Vec<u8>>().with().len(0..=most)
-}
-
-/// `sample` bent as the input says, or the input itself.
+/// `sample` bent as the input says, as text.
 fn bent(sample: &str, input: &[u8]) -> String {
-    let mut bytes = sample.as_bytes().to_vec();
-    if input.first().is_some_and(|b| *b >= 192) {
-        bytes = input.to_vec();
-    } else {
-        for edit in input.chunks_exact(3) {
-            let at = usize::from(edit[1]) % (bytes.len() + 1);
-            match edit[0] % 8 {
-                0 => bytes.insert(at, edit[2]),
-                1 if at < bytes.len() => drop(bytes.remove(at)),
-                2 => bytes.truncate(at),
-                _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = edit[2]),
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    String::from_utf8_lossy(&everstep_fuzz::bent(sample.as_bytes(), input)).into_owned()
 }
 
 #[test]

@@ -1,36 +1,15 @@
 //! Foreign text and numbers against the parsers and the arithmetic of the core: an answer or a refusal,
 //! never a panic.
 
-use bolero::{ValueGenerator, check, produce};
+use bolero::{check, produce};
 use everstep_core::{
     Duration, Failure, Payload, RetryDecision, RetryPolicy, RunId, RunStatus, RunTrace, TimerKind, Timestamp,
     TraceContext, limits, parse_traceparent, validate_name,
 };
+use everstep_fuzz::{bent, bytes};
 
 const ITERATIONS: usize = 20_000;
 const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-
-/// Up to `most` random bytes.
-fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
-    produce::<Vec<u8>>().with().len(0..=most)
-}
-
-/// `sample` with some of its bytes replaced, or the input itself.
-fn bent(sample: &[u8], input: &[u8]) -> Vec<u8> {
-    if input.first().is_some_and(|b| *b >= 192) {
-        return input.to_vec();
-    }
-    let mut bytes = sample.to_vec();
-    for edit in input.chunks_exact(2) {
-        let at = usize::from(edit[0]) % bytes.len();
-        match edit[0] % 8 {
-            0 => bytes.insert(at, edit[1]),
-            1 if bytes.len() > 1 => drop(bytes.remove(at)),
-            _ => bytes[at] = edit[1],
-        }
-    }
-    bytes
-}
 
 #[test]
 fn traceparents() {

@@ -13,6 +13,7 @@ use everstep_core::QueueKey;
 use everstep_dispatch::{Delivery, Dispatch, Error, Notice, TaskHint};
 
 use crate::connection::Connection;
+use crate::health::{Health, Way};
 use crate::in_flight::InFlight;
 use crate::notices::{Inbox, Outbox};
 use crate::options::NatsOptions;
@@ -30,6 +31,7 @@ const QUEUES_KEPT: usize = 1_000;
 pub struct NatsDispatch {
     options: NatsOptions,
     connection: Arc<Connection>,
+    health: Health,
     stream: Arc<TaskStream>,
     queues: Mutex<HashMap<QueueKey, Arc<Queue>>>,
     in_flight: InFlight<Acker>,
@@ -60,6 +62,7 @@ impl NatsDispatch {
             inbox: tokio::sync::Mutex::new(inbox),
             in_flight: InFlight::new(options.ack_wait),
             queues: Mutex::new(HashMap::new()),
+            health: Health::default(),
             stream,
             connection,
             options,
@@ -139,6 +142,7 @@ impl Dispatch for NatsDispatch {
         let span = spans::send(&hint);
         let outcome = self.publish_on(&subject, &hint).await;
         spans::sent(span, &outcome);
+        self.health.saw(Way::Out, &outcome);
         outcome
     }
 
@@ -146,8 +150,13 @@ impl Dispatch for NatsDispatch {
         let state = self.queue(queue)?;
         let pull = Pull::new(Arc::clone(&state));
         loop {
-            let messages = pull.next(&self.connection, &self.stream, max.max(1)).await?;
-            let deliveries = self.deliver(queue, &state, messages);
+            let lost = self.connection.disconnects();
+            let pulled = pull.next(&self.connection, &self.stream, max.max(1)).await;
+            // What ended with its connection tells nothing of the present one.
+            if pulled.is_ok() || (self.connection.is_up() && !lost.has_changed().unwrap_or(true)) {
+                self.health.saw(Way::In, &pulled);
+            }
+            let deliveries = self.deliver(queue, &state, pulled?);
             if !deliveries.is_empty() {
                 return Ok(deliveries);
             }
@@ -177,7 +186,7 @@ impl Dispatch for NatsDispatch {
     }
 
     fn is_connected(&self) -> bool {
-        self.connection.is_up()
+        self.connection.is_up() && self.health.is_good()
     }
 }
 
@@ -189,7 +198,9 @@ async fn acknowledge(acker: &Acker) {
 
 fn publish_failed(err: &PublishError) -> Error {
     match err.kind() {
-        PublishErrorKind::MaxPayloadExceeded => Error::Refused(err.to_string()),
+        PublishErrorKind::MaxPayloadExceeded => {
+            Error::Refused("NATS takes no message as large as a hint: raise its max_payload".to_owned())
+        }
         _ => Error::Unavailable(format!("cannot publish a hint: {err}")),
     }
 }

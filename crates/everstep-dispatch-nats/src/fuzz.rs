@@ -1,10 +1,11 @@
 //! What anybody may publish, and what a person may write as an address: read or refused, never a panic.
 
 use async_nats::{HeaderMap, HeaderValue};
-use bolero::{ValueGenerator, check, produce};
+use bolero::check;
 use bytes::{Bytes, BytesMut};
 use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
 use everstep_dispatch::{Notice, TaskHint};
+use everstep_fuzz::{bent, bytes};
 use uuid::Uuid;
 
 use crate::address::Address;
@@ -12,29 +13,6 @@ use crate::message::{decode_hint, decode_notices, encode_hint, encode_notice};
 use crate::subject::{decode_percent, of_queue};
 
 const ITERATIONS: usize = 20_000;
-
-/// Up to `most` random bytes.
-fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
-    produce::<Vec<u8>>().with().len(0..=most)
-}
-
-/// `sample` bent as the input says, or the input itself.
-fn bent(sample: &[u8], input: &[u8]) -> Vec<u8> {
-    if input.first().is_some_and(|b| *b >= 192) {
-        return input.to_vec();
-    }
-    let mut bytes = sample.to_vec();
-    for edit in input.chunks_exact(3) {
-        let at = usize::from(edit[1]) % (bytes.len() + 1);
-        match edit[0] % 8 {
-            0 => bytes.insert(at, edit[2]),
-            1 if at < bytes.len() => drop(bytes.remove(at)),
-            2 => bytes.truncate(at),
-            _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = edit[2]),
-        }
-    }
-    bytes
-}
 
 fn queue() -> QueueKey {
     QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() }

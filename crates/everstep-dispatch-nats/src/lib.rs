@@ -12,6 +12,7 @@ mod connection;
 mod dispatch;
 #[cfg(test)]
 mod fuzz;
+mod health;
 mod in_flight;
 mod message;
 mod notices;

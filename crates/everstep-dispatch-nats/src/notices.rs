@@ -70,9 +70,10 @@ async fn send(shared: Arc<Shared>, connection: Arc<Connection>, subject: String)
         let batch = std::mem::take(&mut *shared.by_run.lock().unwrap_or_else(PoisonError::into_inner));
         let mut packet = BytesMut::new();
         let mut packets = Vec::new();
+        let enough = PACKET_BYTES.min(connection.client.server_info().max_payload / 2);
         for notice in batch.values() {
             message::encode_notice(notice, &mut packet);
-            if packet.len() >= PACKET_BYTES {
+            if packet.len() >= enough {
                 packets.push(packet.split().freeze());
             }
         }

@@ -82,6 +82,6 @@ pub trait Dispatch: Send + Sync + 'static {
     /// True when hints can reach a node that is not this one.
     fn is_shared(&self) -> bool;
 
-    /// True while the messaging system is reachable.
+    /// True while the messaging system is reachable and, as far as is known, takes hints and gives them out.
     fn is_connected(&self) -> bool;
 }

@@ -3,12 +3,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bolero::{ValueGenerator, check, produce};
+use bolero::check;
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, CommitCommand, DetachReason, Duration, Event, EventBody, Failure,
     OpId, Payload, RetryPolicy, Run, RunId, RunStarted, SessionId, TimerKey, Timestamp, TraceContext,
     WorkerCommit, WorkerInfo, limits,
 };
+use everstep_fuzz::bytes;
 use everstep_proto::row::EventRow;
 use everstep_proto::wire::{
     conflict_policy, decode_blocked, decode_commit, decode_duration, decode_event, decode_failure,
@@ -24,29 +25,10 @@ use uuid::Uuid;
 const ITERATIONS: usize = 20_000;
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Up to `most` random bytes. (The engine's own inputs, those without a generator, are zeros.)
-fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
-    produce::<Vec<u8>>().with().len(0..=most)
-}
-
-/// Bytes that begin as one of `samples` and are bent as the input says, or the input itself: random bytes
-/// alone seldom get past the first field.
+/// One of `samples`, bent as the input says.
 fn bent(samples: &[Vec<u8>], input: &[u8]) -> Vec<u8> {
     let Some((choice, edits)) = input.split_first() else { return Vec::new() };
-    if *choice == u8::MAX {
-        return edits.to_vec();
-    }
-    let mut bytes = samples[usize::from(*choice) % samples.len()].clone();
-    for edit in edits.chunks_exact(4) {
-        let at = usize::from(u16::from_be_bytes([edit[1], edit[2]])) % (bytes.len() + 1);
-        match edit[0] % 8 {
-            0 => bytes.insert(at, edit[3]),
-            1 if at < bytes.len() => drop(bytes.remove(at)),
-            2 => bytes.truncate(at),
-            _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = edit[3]),
-        }
-    }
-    bytes
+    everstep_fuzz::bent(&samples[usize::from(*choice) % samples.len()], edits)
 }
 
 fn failure() -> Failure {

@@ -8,8 +8,7 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::connect::CONNECT;
-use crate::error::before;
+use crate::connect::{CONNECT, Place, STANDBY, leads_to, not_connected};
 
 /// Connections made as they are needed, up to a limit, and kept.
 #[derive(Debug)]
@@ -43,16 +42,24 @@ impl Appenders {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => tokio::time::timeout(CONNECT, PgConnection::connect_with(&self.options))
+            None => tokio::time::timeout(CONNECT, self.connect())
                 .await
                 .map_err(|_| Error::Unavailable(format!("Postgres did not answer within {CONNECT:?}")))?
-                .map_err(|e| match before(e) {
+                .map_err(|e| match e {
                     exhausted @ Error::Exhausted(_) => exhausted,
                     // Whatever keeps it from connecting is not the fault of what is to be appended.
                     other => Error::Unavailable(other.to_string()),
                 })?,
         };
         Ok(Appender { connection, _permit: permit })
+    }
+
+    async fn connect(&self) -> Result<PgConnection, Error> {
+        let mut connection = PgConnection::connect_with(&self.options).await.map_err(not_connected)?;
+        match leads_to(&mut connection).await? {
+            Place::Primary => Ok(connection),
+            Place::Standby => Err(Error::Unavailable(STANDBY.to_owned())),
+        }
     }
 
     /// Keeps a connection on which all went well.

@@ -26,6 +26,9 @@ const PARTITION_DAYS: (i32, i32) = (2, 14);
 /// How often a store that lives looks after the partitions.
 const PARTITION_LOOK: Duration = Duration::from_secs(3_600);
 
+/// Why a connection is not used.
+pub(crate) const STANDBY: &str = "the server is a standby: decisions need the primary";
+
 /// How a store behaves. The defaults suit production.
 #[derive(Clone, Debug)]
 pub struct PostgresOptions {
@@ -43,6 +46,13 @@ pub struct PostgresOptions {
 impl Default for PostgresOptions {
     fn default() -> Self {
         Self { allow_fsync_off: false, appenders: 4, others: 8, answer_limit: ANSWER }
+    }
+}
+
+impl PostgresOptions {
+    /// Connections that a node has at most.
+    const fn connections(&self) -> u32 {
+        self.appenders + self.others + UPKEEP
     }
 }
 
@@ -127,7 +137,7 @@ impl PostgresStore {
         check_server(&mut connection, options.allow_fsync_off).await?;
         check_schema(&mut connection).await?;
         ensure_partitions(&mut connection).await?;
-        let store = Self::pools(url, &options)?;
+        let store = Self::pools(url, &options, true)?;
         tokio::spawn(look_after_partitions(store.pool.clone()));
         Ok(store)
     }
@@ -139,10 +149,11 @@ impl PostgresStore {
     pub async fn connect_read_only(url: &str) -> Result<Self, Error> {
         let mut connection = open_one(url).await?;
         check_schema(&mut connection).await?;
-        Self::pools(url, &PostgresOptions::default())
+        Self::pools(url, &PostgresOptions::default(), false)
     }
 
-    fn pools(url: &str, options: &PostgresOptions) -> Result<Self, Error> {
+    /// `primary`: no other server will do.
+    fn pools(url: &str, options: &PostgresOptions, primary: bool) -> Result<Self, Error> {
         // The append's plan is good for any batch; planning it anew each time costs more than it does.
         let appending = parse(url)?.options([
             ("synchronous_commit", "on"),
@@ -154,19 +165,28 @@ impl PostgresStore {
         ]);
         Ok(Self {
             appenders: Arc::new(Appenders::new(appending, options.appenders)),
-            upkeep: pool(UPKEEP, parse(url)?),
-            pool: pool(options.others, parse(url)?),
+            upkeep: pool(UPKEEP, parse(url)?, primary),
+            pool: pool(options.others, parse(url)?, primary),
             answer_limit: options.answer_limit,
         })
     }
 }
 
-fn pool(connections: u32, options: PgConnectOptions) -> PgPool {
+fn pool(connections: u32, options: PgConnectOptions, primary: bool) -> PgPool {
     // A connection whose statement was given up is tried before it is lent again; left to itself, the pool waits
     // for that without an end, and a server that is silently gone would keep its place for good.
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(CONNECT)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                match (primary, leads_to(connection).await) {
+                    (true, Ok(Place::Standby)) => Err(sqlx::Error::Configuration(STANDBY.into())),
+                    (_, Ok(_)) => Ok(()),
+                    (_, Err(error)) => Err(sqlx::Error::Configuration(error.into())),
+                }
+            })
+        })
         .after_release(|connection, _| {
             Box::pin(async move {
                 match tokio::time::timeout(CONNECT, connection.ping()).await {
@@ -190,18 +210,69 @@ fn parse(url: &str) -> Result<PgConnectOptions, Error> {
         // A connection that appends may idle as long as its node does.
         ("idle_session_timeout", "0"),
         ("jit", "off"),
+        ("everstep.arrived", "yes"),
     ]))
+}
+
+/// What an address leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Primary,
+    Standby,
+}
+
+/// Looks where a new connection has led. The address may lead elsewhere than when the node started: to the standby
+/// that a failover has left behind, whose answers are old, or to a pooler.
+///
+/// # Errors
+/// [`Error::Refused`] for a pooler, and as [`before`].
+pub(crate) async fn leads_to(connection: &mut PgConnection) -> Result<Place, Error> {
+    // By the simple protocol: one round trip, and no prepared statement for a pooler to mix up.
+    let query = sqlx::raw_sql("SELECT pg_is_in_recovery(), current_setting('everstep.arrived', true)");
+    let row = query.fetch_one(connection).await.map_err(before)?;
+    let (standby, arrived): (bool, Option<String>) =
+        (row.try_get(0).map_err(before)?, row.try_get(1).map_err(before)?);
+    if arrived.as_deref() != Some("yes") {
+        return Err(pooled("the settings of a connection do not arrive at Postgres"));
+    }
+    Ok(if standby { Place::Standby } else { Place::Primary })
+}
+
+/// What to do about a pooler that gives a connection to many: settings and prepared statements of one node would
+/// be another's.
+fn pooled(what: &str) -> Error {
+    Error::Refused(format!(
+        "{what}: a pooler such as pgbouncer is between; give the address of Postgres itself \
+         (a node has its own pool, of {} connections)",
+        PostgresOptions::default().connections()
+    ))
 }
 
 async fn open_one(url: &str) -> Result<PgConnection, Error> {
     let options = parse(url)?;
     let at = format!("Postgres at {}:{}", options.get_host(), options.get_port());
-    match tokio::time::timeout(CONNECT, PgConnection::connect_with(&options)).await {
-        Ok(connected) => connected.map_err(|e| match before(e) {
+    let connecting = async {
+        let mut connection = PgConnection::connect_with(&options).await.map_err(not_connected)?;
+        leads_to(&mut connection).await?;
+        Ok(connection)
+    };
+    match tokio::time::timeout(CONNECT, connecting).await {
+        Ok(connected) => connected.map_err(|e| match e {
             Error::Unavailable(text) => Error::Unavailable(format!("{at}: {text}")),
+            Error::Refused(text) => Error::Refused(format!("{at}: {text}")),
             other => other,
         }),
         Err(_) => Err(Error::Unavailable(format!("{at} did not answer within {CONNECT:?}"))),
+    }
+}
+
+/// Why there is no connection.
+pub(crate) fn not_connected(error: sqlx::Error) -> Error {
+    let refused = error.as_database_error().filter(|e| e.code().as_deref() == Some("08P01"));
+    match refused.map(|e| e.message().to_owned()) {
+        // Postgres itself takes what a connection asks for.
+        Some(text) if text.contains("startup parameter") => pooled(&text),
+        _ => before(error),
     }
 }
 
@@ -221,7 +292,7 @@ async fn check_server(connection: &mut PgConnection, allow_fsync_off: bool) -> R
         )));
     }
     if standby {
-        return Err(Error::Refused("the server is a standby: decisions need the primary".to_owned()));
+        return Err(Error::Refused(STANDBY.to_owned()));
     }
     if fsync == "off" && !allow_fsync_off {
         return Err(Error::Refused(

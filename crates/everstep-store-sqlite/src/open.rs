@@ -16,6 +16,7 @@ use sqlx::{ConnectOptions, SqliteConnection};
 use crate::clock::Clock;
 use crate::error::before_commit;
 use crate::lock::FileLock;
+use crate::wal;
 use crate::writer::Writer;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
@@ -51,10 +52,11 @@ impl SqliteStore {
     /// # Errors
     /// [`Error::Unavailable`] when another process has it open or the file cannot be opened or written,
     /// [`Error::Schema`] when it is newer than this binary or belongs to another program,
-    /// [`Error::Corrupt`] when it is no SQLite database.
+    /// [`Error::Corrupt`] when it is no SQLite database, or its write-ahead log is damaged.
     pub async fn open(path: &Path) -> Result<Self, Error> {
         let path = resolve(path)?;
         let lock = FileLock::take(&path)?;
+        refuse_damaged_wal(&path).await?;
         let options = options(&path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -120,7 +122,7 @@ impl SqliteStore {
 }
 
 /// What every connection has in common.
-fn options(path: &Path) -> SqliteConnectOptions {
+pub(crate) fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
@@ -140,7 +142,7 @@ fn readers(path: &Path) -> SqlitePool {
 }
 
 /// The file's own path, so that two names of one file meet at one lock.
-fn resolve(path: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf, Error> {
     let failed = |e: std::io::Error| Error::Unavailable(format!("cannot open {}: {e}", path.display()));
     if path.exists() {
         return path.canonicalize().map_err(failed);
@@ -152,7 +154,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
     Ok(folder.canonicalize().map_err(failed)?.join(name))
 }
 
-fn cannot_open(path: &Path, e: &sqlx::Error) -> Error {
+pub(crate) fn cannot_open(path: &Path, e: &sqlx::Error) -> Error {
     match before_commit(e) {
         Error::Corrupt(text) => {
             Error::Corrupt(format!("{} is not a SQLite database, or damaged: {text}", path.display()))
@@ -162,7 +164,25 @@ fn cannot_open(path: &Path, e: &sqlx::Error) -> Error {
     }
 }
 
-async fn check_version(path: &Path, connection: &mut SqliteConnection) -> Result<(), Error> {
+/// SQLite would drop what stands behind the damage, and say nothing.
+pub(crate) async fn refuse_damaged_wal(path: &Path) -> Result<(), Error> {
+    let wal = wal::path_of(path);
+    let looked = wal.clone();
+    let found = tokio::task::spawn_blocking(move || wal::damaged_at(&looked)).await;
+    let read = found.map_err(std::io::Error::other).and_then(|found| found);
+    match read {
+        Ok(None) => Ok(()),
+        Ok(Some(byte)) => Err(Error::Corrupt(format!(
+            "{} is damaged at byte {byte}, and commits stand behind that: keep a copy and restore a backup, or give \
+             them up by `sqlite3 {} 'PRAGMA wal_checkpoint(TRUNCATE)'`",
+            wal.display(),
+            path.display()
+        ))),
+        Err(error) => Err(Error::Unavailable(format!("cannot read {}: {error}", wal.display()))),
+    }
+}
+
+pub(crate) async fn check_version(path: &Path, connection: &mut SqliteConnection) -> Result<(), Error> {
     let version: String = sqlx::query_scalar("SELECT sqlite_version()")
         .fetch_one(connection)
         .await
@@ -200,7 +220,7 @@ async fn check_wal(path: &Path, connection: &mut SqliteConnection) -> Result<(),
 }
 
 /// Another program's database is left alone.
-async fn refuse_foreign(path: &Path, connection: &mut SqliteConnection) -> Result<(), Error> {
+pub(crate) async fn refuse_foreign(path: &Path, connection: &mut SqliteConnection) -> Result<(), Error> {
     let (tables, ours): (i64, i64) = sqlx::query_as(
         "SELECT count(*), count(*) FILTER (WHERE name = '_sqlx_migrations')
            FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",

@@ -32,9 +32,6 @@ const STILL: Duration = Duration::from_secs(60);
 /// What is added to it for each time that the machine is slower than nominal.
 const STILL_MORE: Duration = Duration::from_secs(20);
 
-/// In so long a case some write is refused for its epoch, and not for its place in the log only.
-const FENCED_WITHIN: Duration = Duration::from_secs(120);
-
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -49,14 +46,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// Eight clients, and what a case of random faults has to meet that lasts for `length`.
+    /// Eight clients, and what a case of random faults has to meet.
     #[must_use]
-    pub fn of_chaos(layout: Layout, length: Duration) -> Self {
+    pub fn of_chaos(layout: Layout) -> Self {
         let mut demands = vec![Demand::Redelivered];
         if layout.store == StoreKind::Postgres {
-            demands.push(Demand::Unknown);
-            // A stale owner is more often beaten to the append than told its epoch; a long case has many.
-            demands.extend((length >= FENCED_WITHIN).then_some(Demand::Fenced));
+            demands.extend([Demand::Unknown, Demand::Fenced]);
         }
         Self { layout, clients: 8, settle: Duration::from_secs(4), demands }
     }
@@ -225,7 +220,8 @@ impl Case {
         let ends = self.topology.unwanted_ends();
         let stops = self.topology.stop().await;
         self.export().await?;
-        let problems = [held(&self.problems).clone(), ends, stops, self.load.problems()].concat();
+        let told = judge::unearned(self.folder())?;
+        let problems = [held(&self.problems).clone(), ends, stops, self.load.problems(), told].concat();
         judge::judge(self.folder(), problems)
     }
 

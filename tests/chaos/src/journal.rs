@@ -14,16 +14,8 @@ const TAIL: u64 = 64 << 10;
 /// # Errors
 /// When the journal cannot be read.
 pub fn under_way(case: &Path, worker: &str) -> anyhow::Result<Vec<JournalEntry>> {
-    let mut file = File::open(case.join(JOURNAL))?;
-    let size = file.metadata()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    // The first line may be a part of one, and so may the last.
-    let entries = text.lines().filter_map(|line| serde_json::from_str::<JournalEntry>(line).ok());
     let mut open: Vec<JournalEntry> = Vec::new();
-    for entry in entries.filter(|entry| entry.worker == worker) {
+    for entry in lately(case)?.into_iter().filter(|entry| entry.worker == worker) {
         let same = |o: &JournalEntry| {
             (&o.run_id, o.step, o.attempt, o.epoch) == (&entry.run_id, entry.step, entry.attempt, entry.epoch)
         };
@@ -33,4 +25,28 @@ pub fn under_way(case: &Path, worker: &str) -> anyhow::Result<Vec<JournalEntry>>
         }
     }
     Ok(open)
+}
+
+/// Executions of a worker that have ended since then, by the clock of the journal.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn ended_since(case: &Path, worker: &str, mono_ns: u64) -> anyhow::Result<Vec<JournalEntry>> {
+    let mut entries = lately(case)?;
+    entries.retain(|entry| {
+        entry.worker == worker && matches!(entry.phase, Phase::End) && entry.mono_ns > mono_ns
+    });
+    Ok(entries)
+}
+
+/// The end of the journal.
+fn lately(case: &Path) -> anyhow::Result<Vec<JournalEntry>> {
+    let mut file = File::open(case.join(JOURNAL))?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    // The first line may be a part of one, and so may the last.
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }

@@ -5,6 +5,11 @@ use std::process::Command;
 
 use everstep_checker::{Check, Verdict, Word};
 
+/// What a worker logs when a commit of its own was refused for good, and the refusal that says that the commit, and
+/// not its time, was wrong.
+const TAKEN: &str = "run taken away";
+const INVALID: &str = "INVALID_COMMANDS";
+
 /// Judges a case and writes the verdict beside it. `problems` are what the harness has seen: a process that ended
 /// by itself, an answer that may never be given, a drain that took too long.
 ///
@@ -19,6 +24,26 @@ pub fn judge(case: &Path, problems: Vec<String>) -> anyhow::Result<Verdict> {
     }
     everstep_checker::write(&verdict, case)?;
     Ok(verdict)
+}
+
+/// What workers were told that no worker of a case earns: they say what their code did, and that makes sense.
+///
+/// # Errors
+/// When a log cannot be read.
+pub fn unearned(case: &Path) -> anyhow::Result<Vec<String>> {
+    let mut told = Vec::new();
+    for entry in std::fs::read_dir(case)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with("worker-") || !name.ends_with(".log") {
+            continue;
+        }
+        let log = std::fs::read(&path)?;
+        let log = String::from_utf8_lossy(&log);
+        let lines = log.lines().filter(|line| line.contains(TAKEN) && line.contains(INVALID));
+        told.extend(lines.take(3).map(|line| format!("{name}: {line}")));
+    }
+    Ok(told)
 }
 
 /// The commit that was built, if the source is in a repository.

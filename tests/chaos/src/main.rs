@@ -118,7 +118,7 @@ async fn run_case(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     let (mut out, store) = (std::io::stdout(), args.store.as_str());
     writeln!(out, "seed {seed}, {store}, {length:?}, git {}", judge::git_hash())?;
-    let verdict = run(Options::of_chaos(layout, length), length).await?;
+    let verdict = run(Options::of_chaos(layout), length).await?;
     writeln!(out, "{}", std::fs::read_to_string(case.join(VERSIONS))?)?;
     write!(out, "{}", judge::summary(&verdict))?;
     writeln!(out, "case {}", case.display())?;

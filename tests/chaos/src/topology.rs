@@ -94,6 +94,8 @@ pub struct Layout {
     pub namespace_of_export: Option<String>,
     /// Where the file of SQLite is, if not in the case's folder.
     pub sqlite: Option<PathBuf>,
+    /// What single processes are started by, by their name: a program and its first arguments.
+    pub launchers: BTreeMap<String, Vec<String>>,
 }
 
 impl Layout {
@@ -115,6 +117,7 @@ impl Layout {
             may_end: BTreeSet::new(),
             namespace_of_export: None,
             sqlite: None,
+            launchers: BTreeMap::new(),
         }
     }
 
@@ -174,8 +177,10 @@ pub struct Topology {
     pub workers: Vec<WorkerProcess>,
     /// The effect sink. No fault strikes it.
     pub sink: Supervised,
-    /// The database, for exports.
+    /// The database, for exports. No fault strikes the way to it.
     pub source: Source,
+    /// The way to it, where that is Postgres.
+    pub to_source: Option<Link>,
     /// What the nodes count.
     pub figures: Figures,
     /// The wall clocks of the nodes, where they can be set.
@@ -204,18 +209,20 @@ impl Topology {
     /// When something does not start; the error says what it printed.
     pub async fn start(layout: Layout) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&layout.case)?;
-        let (backend, url) = match layout.store {
+        let (backend, to_source, url) = match layout.store {
             StoreKind::Sqlite => {
                 let file = layout.sqlite.clone().unwrap_or_else(|| layout.case.join("everstep.db"));
-                (None, format!("sqlite:{}", file.display()))
+                (None, None, format!("sqlite:{}", file.display()))
             }
             StoreKind::Postgres => {
                 let backend = start_backend().await?;
-                let url = held(&backend.postgres).url("everstep");
                 let any = held(&backend.postgres).url("postgres");
                 create_database(&any).await?;
+                let port = held(&backend.postgres).port();
+                let link = Link::start("source", Mode::Plain, port, layout.seed).await?;
+                let url = format!("postgres://everstep@127.0.0.1:{}/everstep", link.port());
                 everstep_store_postgres::migrate(&url).await?;
-                (Some(backend), url)
+                (Some(backend), Some(link), url)
             }
         };
         let journal = layout.case.join(everstep_checker::format::JOURNAL);
@@ -230,7 +237,7 @@ impl Topology {
         let figures = Figures::default();
         let (nodes, workers) = (Vec::new(), Vec::new());
         let clocks = clocks(&layout)?;
-        let mut topology = Self { layout, backend, nodes, workers, sink, source, figures, clocks };
+        let mut topology = Self { layout, backend, nodes, workers, sink, source, to_source, figures, clocks };
         for number in 1..=topology.layout.nodes {
             let node = topology.start_node(number).await?;
             topology.nodes.push(node);
@@ -459,10 +466,14 @@ fn program(layout: &Layout, name: &str, arguments: &[&str], environment: &[(Stri
     let mut environment = environment.to_vec();
     environment.extend(layout.environments.get(name).cloned().unwrap_or_default());
     environment.push(("EVERSTEP_LOG".to_owned(), "info".to_owned()));
+    let mut words = layout.launchers.get(name).cloned().unwrap_or_default();
+    words.push(layout.binary.display().to_string());
+    words.extend(arguments.iter().map(|a| (*a).to_owned()));
+    let arguments = words.split_off(1);
     Program {
         name: name.to_owned(),
-        binary: layout.binary.clone(),
-        arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+        binary: words.remove(0).into(),
+        arguments,
         environment,
         folder: layout.case.clone(),
     }

@@ -16,7 +16,7 @@ async fn passes(seed: u64, store: StoreKind) -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}-{seed}", store.as_str()));
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_everstep-chaos"));
     let layout = Layout::new(seed, store, binary, folder.clone());
-    let verdict = run(Options::of_chaos(layout, LENGTH), LENGTH).await?;
+    let verdict = run(Options::of_chaos(layout), LENGTH).await?;
     // INVALID is no PASS: a seed that is here meets what a case has to meet.
     assert_eq!(verdict.verdict, Word::Pass, "{}\n{}", folder.display(), summary(&verdict));
     // A case is large, and this one has nothing to tell.

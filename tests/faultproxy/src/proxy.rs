@@ -21,7 +21,7 @@ use crate::{Count, Mode, Rule, connection, control};
 pub(crate) struct Core {
     mode: Mode,
     seed: u64,
-    upstream: String,
+    upstream: Mutex<String>,
     state: Mutex<State>,
     /// Counts changes of the rules.
     rules: watch::Sender<u64>,
@@ -68,7 +68,7 @@ impl Proxy {
         let core = Arc::new(Core {
             mode,
             seed,
-            upstream: upstream.into(),
+            upstream: Mutex::new(upstream.into()),
             state: Mutex::default(),
             rules: watch::Sender::default(),
             judged: watch::Sender::default(),
@@ -189,6 +189,11 @@ impl Handle {
         self.core.lock().reset(|_| true);
     }
 
+    /// New connections go to `upstream` (host and port) from now on; open ones stay where they are.
+    pub fn point_at(&self, upstream: impl Into<String>) {
+        *self.core.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream.into();
+    }
+
     /// How often each rule has struck, those out of force included.
     pub fn counts(&self) -> Vec<Count> {
         self.core.lock().table.counts()
@@ -236,8 +241,8 @@ impl Core {
         self.mode
     }
 
-    pub(crate) fn upstream(&self) -> &str {
-        &self.upstream
+    pub(crate) fn upstream(&self) -> String {
+        self.upstream.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn rules(&self) -> watch::Receiver<u64> {

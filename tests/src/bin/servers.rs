@@ -1,7 +1,7 @@
 //! A private Postgres that waits for its disk, and a private NATS, for measurements: prints their addresses, a line
 //! each, and ends them when its input ends.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 use everstep_tests::servers::{NatsServer, PostgresOptions, PostgresServer};
 
@@ -13,7 +13,7 @@ fn main() -> anyhow::Result<()> {
     let postgres =
         PostgresServer::start_with(PostgresOptions { fsync: true, settings, ..PostgresOptions::default() })?;
     let nats = NatsServer::start()?;
-    println!("{}\n{}", postgres.url("postgres"), nats.url());
+    writeln!(std::io::stdout(), "{}\n{}", postgres.url("postgres"), nats.url())?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }

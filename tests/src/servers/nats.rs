@@ -11,6 +11,9 @@ use super::process::{Process, READY_WAIT};
 use super::{HOW_TO_INSTALL, locate, ports, repository, server_folder};
 
 const READY_LINE: &str = "Server is ready";
+const RELOADED_LINE: &str = "Reloaded server configuration";
+/// A configuration that changes nothing; NATS does not take an empty one.
+const PLAIN: &str = "max_payload: 1MB\n";
 const PORT_TAKEN_LINE: &str = "address already in use";
 const PORT_ATTEMPTS_MAX: u32 = 10;
 
@@ -36,6 +39,7 @@ impl NatsServer {
             .with_context(|| format!("found no NATS server 2.10 or later; {HOW_TO_INSTALL}"))?;
         let folder = server_folder("nats")?;
         let mut guard = Guard::start(folder.path())?;
+        std::fs::write(config_file(&folder), PLAIN).context("cannot write the configuration of NATS")?;
         for _ in 0..PORT_ATTEMPTS_MAX {
             let port = ports::free_port()?;
             let process = launch(&binary, &folder, port)?;
@@ -69,6 +73,22 @@ impl NatsServer {
     /// The last lines that the server logged.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
+    }
+
+    /// The folder that holds its data.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives it another configuration, as its configuration file has it, and returns when that is in force; on a
+    /// server that has ended, that is after its next start. Nothing in it is the default again.
+    ///
+    /// # Errors
+    /// When NATS does not take it.
+    pub fn configure(&mut self, text: &str) -> anyhow::Result<()> {
+        let text = if text.is_empty() { PLAIN } else { text };
+        std::fs::write(config_file(&self.folder), text).context("cannot write the configuration of NATS")?;
+        if self.process.has_ended()? { Ok(()) } else { self.process.reload(RELOADED_LINE, READY_WAIT) }
     }
 
     /// SIGKILL.
@@ -117,11 +137,17 @@ fn store_folder(folder: &TempDir) -> PathBuf {
     folder.path().join("store")
 }
 
+fn config_file(folder: &TempDir) -> PathBuf {
+    folder.path().join("nats.conf")
+}
+
 fn launch(binary: &Path, folder: &TempDir, port: u16) -> anyhow::Result<Process> {
     let mut command = Command::new(binary);
     command
         .args(["--addr", "127.0.0.1", "--port", &port.to_string(), "--jetstream", "--store_dir"])
         .arg(store_folder(folder))
+        .arg("--config")
+        .arg(config_file(folder))
         .current_dir(folder.path());
     Process::spawn(&mut command, READY_LINE)
 }

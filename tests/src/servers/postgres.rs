@@ -20,7 +20,8 @@ use super::process::{Process, READY_WAIT, signal};
 use super::{HOW_TO_INSTALL, locate, ports, repository, server_folder};
 
 const USER: &str = "everstep";
-const READY_LINE: &str = "database system is ready to accept connections";
+/// It accepts "connections", or on a standby "read-only connections".
+const READY_LINE: &str = "database system is ready to accept";
 const PORT_TAKEN_LINE: &str = "Address already in use";
 const PORT_ATTEMPTS_MAX: u32 = 10;
 /// Postgres refuses to run as root; the first of these users that exists runs it then.
@@ -85,6 +86,21 @@ impl PostgresServer {
     /// # Errors
     /// As [`PostgresServer::start`].
     pub fn start_with(options: PostgresOptions) -> anyhow::Result<Self> {
+        Self::start_from(options, Setup::init)
+    }
+
+    /// Starts a standby of this server: a copy of its data that follows it. This one must be running.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`], and when there is no `pg_basebackup`.
+    pub fn start_standby(&self) -> anyhow::Result<Self> {
+        Self::start_from(self.setup.options.clone(), |setup| setup.copy_from(self.port))
+    }
+
+    fn start_from(
+        options: PostgresOptions,
+        fill: impl FnOnce(&Setup) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let bin = locate::find_postgres(&repository())?
             .with_context(|| format!("found no Postgres 15 or later; {HOW_TO_INSTALL}"))?;
         let folder = server_folder("pg")?;
@@ -96,7 +112,7 @@ impl PostgresServer {
         }
         let bin = runnable_bin(bin, user, folder.path())?;
         let setup = Setup { folder, bin, user, options };
-        setup.init()?;
+        fill(&setup)?;
         let (process, port) = setup.launch_on_free_port()?;
         guard.watch(process.pid())?;
         Ok(Self { process, guard, setup, port, databases: AtomicU64::new(0) })
@@ -205,6 +221,27 @@ impl PostgresServer {
         self.guard.forget()
     }
 
+    /// Makes a primary of a standby; returns when it takes writes.
+    ///
+    /// # Errors
+    /// When it was none, or does not come up.
+    pub async fn promote(&self) -> anyhow::Result<()> {
+        let mut connection = self.connect().await?;
+        let promoted: bool =
+            sqlx::query_scalar("SELECT pg_promote(true, 60)").fetch_one(&mut connection).await?;
+        ensure!(promoted, "the standby was not promoted; its last lines:\n{}", self.log_tail());
+        Ok(connection.close().await?)
+    }
+
+    /// Starts an ended server again as a standby that follows nobody: it has what it had, and takes no writes.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start_again`].
+    pub fn start_again_stale(&mut self) -> anyhow::Result<()> {
+        std::fs::write(self.setup.data().join("standby.signal"), "").context("cannot make it a standby")?;
+        self.start_again()
+    }
+
     /// Starts an ended server again, on the same data and the same port.
     ///
     /// # Errors
@@ -249,6 +286,18 @@ impl Setup {
         if !output.status.success() {
             bail!("initdb failed ({}):\n{}", output.status, String::from_utf8_lossy(&output.stderr));
         }
+        Ok(())
+    }
+
+    fn copy_from(&self, port: u16) -> anyhow::Result<()> {
+        let output = self
+            .command("pg_basebackup")
+            .args(["--host", "127.0.0.1", "--username", USER, "--checkpoint", "fast", "--no-sync"])
+            .args(["--port", &port.to_string(), "--write-recovery-conf", "--pgdata"])
+            .arg(self.data())
+            .output()
+            .context("cannot run pg_basebackup")?;
+        ensure!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 

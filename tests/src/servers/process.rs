@@ -123,6 +123,17 @@ impl Process {
         bail!("the server with pid {} {what}; its last lines:\n{}", self.pid(), self.log_tail())
     }
 
+    /// SIGHUP, and the wait until the server has logged once more that it has its new configuration.
+    pub(super) fn reload(&self, line: &str, wait: Duration) -> anyhow::Result<()> {
+        let count = |state: &LogState| state.lines.iter().filter(|logged| logged.contains(line)).count();
+        let seen = count(&self.log.lock());
+        signal("HUP", &[self.pid()])?;
+        if self.log.wait(wait, |state| state.ended || count(state) > seen) && count(&self.log.lock()) > seen {
+            return Ok(());
+        }
+        bail!("the server with pid {} does not take it; its last lines:\n{}", self.pid(), self.log_tail())
+    }
+
     /// Asks by signal (QUIT, INT, TERM), waits for the end, and uses force when it does not come.
     pub(super) fn end(&mut self, name: &str) -> anyhow::Result<()> {
         if !self.has_ended()? {

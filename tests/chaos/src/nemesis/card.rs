@@ -34,6 +34,8 @@ pub enum Card {
     KillNats,
     /// SIGKILL to NATS, and its data are lost.
     WipeNats,
+    /// SIGKILL to NATS and to a worker, past the lease: what becomes of its runs, only the sweep can find out.
+    Deafen,
     /// Nothing passes between a server and Postgres.
     PartPostgres,
     /// All connections of a server to Postgres are reset.
@@ -97,13 +99,14 @@ impl Card {
         Self::DelayWorker,
     ];
     const OF_CLIENTS: [Self; 2] = [Self::LoseReply, Self::CutClients];
-    const OF_POSTGRES: [Self; 15] = [
+    const OF_POSTGRES: [Self; 16] = [
         Self::StopOwner,
         Self::KillPostgres,
         Self::KillBackend,
         Self::StopBackend,
         Self::KillNats,
         Self::WipeNats,
+        Self::Deafen,
         Self::PartPostgres,
         Self::CutPostgres,
         Self::DelayPostgres,
@@ -128,12 +131,12 @@ impl Card {
         all
     }
 
-    /// What makes a case worth judging: a refused owner, an unknown outcome, a lost worker.
+    /// What makes a case worth judging: a refused owner, an unknown outcome, a lost worker, hints that are lost.
     #[must_use]
     pub fn musts(field: &Field) -> Vec<Self> {
         match field.store {
             StoreKind::Postgres => {
-                vec![Self::StopOwner, Self::LoseAnswer, Self::KillWorker, Self::KillServer]
+                vec![Self::StopOwner, Self::LoseAnswer, Self::Deafen, Self::KillServer]
             }
             StoreKind::Sqlite => vec![Self::KillServer, Self::KillWorker, Self::StopWorker],
         }
@@ -152,6 +155,7 @@ impl Card {
             Self::KillWorker
             | Self::StopWorker
             | Self::StopOwner
+            | Self::Deafen
             | Self::TermWorker
             | Self::PartWorker
             | Self::MuteWorker
@@ -188,6 +192,7 @@ impl Card {
             }
             Self::KillPostgres | Self::KillBackend | Self::StopBackend => vec![Key::Postgres],
             Self::KillNats | Self::WipeNats => vec![Key::Nats],
+            Self::Deafen => vec![Key::Nats, Key::Worker(victim)],
             Self::PartPostgres
             | Self::CutPostgres
             | Self::DelayPostgres
@@ -205,6 +210,7 @@ impl Card {
     pub const fn hold(self, lease_ms: u64) -> (u64, u64) {
         match self {
             Self::StopServer | Self::StopWorker | Self::StopOwner => (lease_ms + 1_000, lease_ms + 2_500),
+            Self::Deafen => (lease_ms + 2_500, lease_ms + 4_500),
             Self::MuteWorker => (lease_ms / 2, lease_ms * 2),
             Self::KillServer | Self::KillWorker | Self::TermServer | Self::TermWorker => (0, 2_000),
             Self::KillPostgres => (0, 3_000),

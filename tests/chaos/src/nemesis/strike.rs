@@ -3,17 +3,24 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use everstep_checker::format::JournalEntry;
 use everstep_faultproxy::{Direction, Fault, GrpcPoint, Handle, NatsFault, Rule, When};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Card, Strike};
-use crate::journal::under_way;
+use crate::clock::mono_ns;
+use crate::journal::{ended_since, under_way};
 use crate::pace;
 use crate::process::Supervised;
 use crate::topology::{Backend, DRAIN_MAX, Node, Topology, WorkerProcess, blocking, held};
 
 /// Part of the text of every statement that appends.
 const APPEND: &str = "INSERT INTO events";
+
+/// How long a worker may take to come to a step's end.
+const SAYS_WITHIN: Duration = Duration::from_secs(2);
+/// How long the other servers may take to give a run away whose owner's lease has ended.
+const LOST_WITHIN: Duration = Duration::from_secs(5);
 
 /// Strikes, waits, and heals. False when the fault met nobody.
 pub(super) async fn carry_out(topology: &Topology, strike: &Strike) -> anyhow::Result<bool> {
@@ -27,6 +34,13 @@ pub(super) async fn carry_out(topology: &Topology, strike: &Strike) -> anyhow::R
         Card::TermWorker => terminate(&worker(topology, strike)?.process, strike).await,
         Card::KillPostgres | Card::KillBackend | Card::StopBackend => postgres(topology, strike).await,
         Card::KillNats | Card::WipeNats => nats(topology, strike).await,
+        Card::Deafen => {
+            let worker = &worker(topology, strike)?.process;
+            worker.kill_9().await?;
+            let done = nats(topology, strike).await;
+            worker.want_up();
+            done
+        }
         Card::SetClock => topology.clock(strike.victim)?.jump(strike.luck, hold(strike)).await,
         Card::CutPostgres | Card::CutWorker | Card::CutClients => {
             let rules = rules_of(topology, strike)?;
@@ -70,22 +84,51 @@ async fn pause(process: &Supervised, strike: &Strike) -> anyhow::Result<bool> {
     Ok(alive)
 }
 
-/// The worker has a moment to say something that its server does not hear before it has lost the worker's runs.
+/// The worker has the time to say something that its server does not hear before it has lost the worker's run. What
+/// the server hears then is a stale owner's, for certain: it is refused, or the case is worth nothing.
 async fn stop_owner(topology: &Topology, strike: &Strike) -> anyhow::Result<bool> {
     let worker = worker(topology, strike)?;
     let server = topology.nodes.get(worker.node).context("there is no such node")?;
     let (case, name) = (&topology.layout.case, &worker.process.program.name);
     // With a step under way, there is something to say.
     let busy = || Ok(!under_way(case, name)?.is_empty());
-    let _ = pace::wait_for("a step under way", Duration::from_secs(2), busy).await;
+    let _ = pace::wait_for("a step under way", SAYS_WITHIN, busy).await;
     let mut alive = server.process.signal(Signal::STOP);
+    let since = mono_ns();
+    let mut said = Vec::new();
+    let says = || {
+        said = ended_since(case, name, since)?;
+        Ok(!said.is_empty())
+    };
+    let _ = pace::wait_for("a step has ended", SAYS_WITHIN, says).await;
+    // From the sink's answer to the server's socket.
     pace::hold(Duration::from_millis(120)).await;
     alive &= worker.process.signal(Signal::STOP);
     pace::hold(hold(strike)).await;
+    if let Some(step) = said.first() {
+        // Or the case goes on without it, and the heal ends what is wrong.
+        let _ = tokio::time::timeout(LOST_WITHIN, lost(topology, step)).await;
+    }
     server.process.signal(Signal::CONT);
     pace::hold(Duration::from_millis(500)).await;
     worker.process.signal(Signal::CONT);
     Ok(alive)
+}
+
+/// Ready when the run is not any more its that executed this step.
+async fn lost(topology: &Topology, step: &JournalEntry) -> anyhow::Result<()> {
+    use sqlx::Connection as _;
+    let mut connection = sqlx::PgConnection::connect(&topology.source.url).await?;
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        tick.tick().await;
+        let query = "SELECT epoch > $2 OR owner IS NULL FROM runs WHERE run_id = $1::uuid";
+        let asked = sqlx::query_scalar(query).bind(&step.run_id).bind(i32::try_from(step.epoch)?);
+        let gone: Option<bool> = asked.fetch_optional(&mut connection).await?;
+        if gone.unwrap_or(true) {
+            return Ok(connection.close().await?);
+        }
+    }
 }
 
 async fn terminate(process: &Supervised, strike: &Strike) -> anyhow::Result<bool> {
@@ -130,7 +173,7 @@ async fn postgres(topology: &Topology, strike: &Strike) -> anyhow::Result<bool> 
 
 async fn nats(topology: &Topology, strike: &Strike) -> anyhow::Result<bool> {
     let server = backend(topology)?.nats;
-    let (killed, wiped) = (server.clone(), strike.card == Card::WipeNats);
+    let (killed, wiped) = (server.clone(), strike.card != Card::KillNats);
     blocking(move || held(&killed).kill_9()).await?;
     pace::hold(hold(strike)).await;
     blocking(move || {

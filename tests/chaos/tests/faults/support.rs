@@ -4,9 +4,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use everstep_chaos::case::Case;
 use everstep_chaos::judge::summary;
+use everstep_chaos::scrape::get;
 use everstep_chaos::topology::{Layout, StoreKind};
 use everstep_checker::format::{EXPORT, HISTORY, HistoryEntry, JOURNAL, JournalEntry, read_all};
 use everstep_checker::{Verdict, Word};
@@ -66,4 +67,27 @@ pub(crate) fn events(folder: &Path) -> anyhow::Result<Vec<(String, Value)>> {
             .then(|| (line["run_id"].as_str().unwrap_or_default().to_owned(), line["row"].take()))
     };
     Ok(lines.into_iter().filter_map(of).collect())
+}
+
+/// Waits until a node says whether it is ready as it should be, and gives its words.
+pub(crate) async fn readiness(port: u16, limit: Duration, ready: bool) -> anyhow::Result<String> {
+    let said = format!("\"ready\":{ready}");
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let asking = async {
+        loop {
+            if let Ok(body) = get(port, "/readyz").await
+                && body.contains(&said)
+            {
+                return body;
+            }
+            tick.tick().await;
+        }
+    };
+    let asked = tokio::time::timeout(limit, asking).await;
+    asked.with_context(|| format!("the node on port {port} never said {said} within {limit:?}"))
+}
+
+/// Waits until a node says that it is not ready, and gives its reasons.
+pub(crate) async fn not_ready(port: u16, limit: Duration) -> anyhow::Result<String> {
+    readiness(port, limit, false).await
 }
