@@ -3,6 +3,7 @@
 mod cluster;
 mod crash;
 mod links;
+mod operator;
 mod postgres;
 mod postgres_errors;
 mod run;

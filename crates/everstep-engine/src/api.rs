@@ -20,6 +20,10 @@ pub struct EngineConfig {
     pub lease: Duration,
     /// How often the sweep looks for what was lost. Default 1 s.
     pub sweep_interval: StdDuration,
+    /// How often it looks at how much waits, for the metrics. Default 15 s.
+    pub look_interval: StdDuration,
+    /// How often it looks whether wake rows fit their runs. Default 60 s.
+    pub scan_interval: StdDuration,
     /// Committer lanes: appends in flight at one time. Default: one for every two cores, 1 to 4.
     pub lanes: usize,
     /// Most appends in one batch. Default 256.
@@ -56,6 +60,8 @@ impl EngineConfig {
             node_id,
             lease: Duration::from_secs(10),
             sweep_interval: StdDuration::from_secs(1),
+            look_interval: StdDuration::from_secs(15),
+            scan_interval: StdDuration::from_secs(60),
             lanes: lanes(),
             batch_max: 256,
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
@@ -285,6 +291,8 @@ pub struct NodeStatus {
     pub runs_loaded: usize,
     /// The store answered its last call.
     pub store_ok: bool,
+    /// The store said a moment ago that its disk, memory or connections are used up.
+    pub store_exhausted: bool,
     /// Dispatch reaches the other nodes (always true on a single node).
     pub dispatch_ok: bool,
     /// The node is shutting down.
@@ -397,6 +405,11 @@ impl Engine {
     /// Figures of this node.
     pub fn status(&self) -> NodeStatus {
         self.shared.status()
+    }
+
+    /// What this node's upkeep has found.
+    pub fn upkeep(&self) -> crate::Upkeep {
+        self.shared.upkeep()
     }
 
     /// Stops the node gracefully: tells the workers, finishes what is in flight (at most `grace`), ends

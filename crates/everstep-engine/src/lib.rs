@@ -12,8 +12,10 @@ mod clock;
 mod driver;
 mod hub;
 pub mod node;
+mod upkeep;
 
 pub use api::{
     Closed, Engine, EngineConfig, Error, HeldRun, Hello, NodeStatus, Observer, RunSelector, RunWatch,
     Started, WorkerIn, WorkerLink, WorkerOut, WorkerSender,
 };
+pub use upkeep::{LATENESS_MILLIS, Lateness, Upkeep};

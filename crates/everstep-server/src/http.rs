@@ -31,6 +31,9 @@ fn not_ready(node: &NodeStatus, draining: bool) -> Vec<&'static str> {
     if !node.store_ok {
         reasons.push("the store did not answer its last call");
     }
+    if node.store_exhausted {
+        reasons.push("the store is out of room");
+    }
     if draining || node.draining {
         reasons.push("the node is shutting down");
     }
@@ -69,7 +72,7 @@ async fn readyz(State(probe): State<Probe>) -> Response {
 }
 
 async fn render_metrics(State(probe): State<Probe>) -> Response {
-    match probe.metrics.render(&probe.engine.status()) {
+    match probe.metrics.render(&probe.engine.status(), &probe.engine.upkeep()) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot render metrics");
@@ -88,6 +91,8 @@ mod tests {
         assert!(not_ready(&well, false).is_empty());
         assert_eq!(not_ready(&well, true), ["the node is shutting down"]);
         assert_eq!(not_ready(&NodeStatus { store_ok: false, ..well.clone() }, false).len(), 1);
+        let full = NodeStatus { store_exhausted: true, ..well.clone() };
+        assert_eq!(not_ready(&full, false), ["the store is out of room"]);
         // Without dispatch the sweep does its work: taking all nodes out of service would help nobody.
         assert!(not_ready(&NodeStatus { dispatch_ok: false, ..well.clone() }, false).is_empty());
         let draining = NodeStatus { draining: true, ..well };

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use everstep_engine::NodeStatus;
+use everstep_engine::{LATENESS_MILLIS, Lateness, NodeStatus, Upkeep};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
 use tonic::Code;
 
@@ -71,11 +71,12 @@ impl Metrics {
     }
 
     /// All figures.
-    pub(crate) fn render(&self, node: &NodeStatus) -> Result<String, prometheus::Error> {
+    pub(crate) fn render(&self, node: &NodeStatus, upkeep: &Upkeep) -> Result<String, prometheus::Error> {
         let mut bytes = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut bytes)?;
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
         node_figures(node, &mut text);
+        upkeep_figures(upkeep, &mut text);
         Ok(text)
     }
 }
@@ -85,6 +86,7 @@ fn node_figures(node: &NodeStatus, text: &mut String) {
         workers,
         runs_loaded,
         store_ok,
+        store_exhausted,
         dispatch_ok,
         draining,
         events_appended,
@@ -96,12 +98,17 @@ fn node_figures(node: &NodeStatus, text: &mut String) {
         healed,
     } = *node;
     let mut figure = |kind: &str, name: &str, help: &str, value: u64| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        write_figure(text, kind, (name, help), value);
     };
     figure("gauge", "everstep_workers_connected", "Workers connected to this node.", workers as u64);
     figure("gauge", "everstep_runs_loaded", "Runs in this node's memory.", runs_loaded as u64);
     figure("gauge", "everstep_store_up", "1 when the store answered its last call.", store_ok.into());
+    figure(
+        "gauge",
+        "everstep_store_exhausted",
+        "1 when the store said in the last seconds that it is out of room.",
+        store_exhausted.into(),
+    );
     figure("gauge", "everstep_dispatch_up", "1 when dispatch reaches the other nodes.", dispatch_ok.into());
     figure("gauge", "everstep_draining", "1 while the node is shutting down.", draining.into());
     figure("counter", "everstep_events_appended_total", "Events appended since start.", events_appended);
@@ -121,6 +128,40 @@ fn node_figures(node: &NodeStatus, text: &mut String) {
         "Tasks, timers, wakes and lost runs that only the sweep found.",
         healed,
     );
+}
+
+/// One figure without labels.
+fn write_figure(text: &mut String, kind: &str, (name, help): (&str, &str), value: impl std::fmt::Display) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+}
+
+fn upkeep_figures(upkeep: &Upkeep, text: &mut String) {
+    let Upkeep { blocked_runs, oldest_task, sweep_lag, runs_lost, wake_violations, timer_lateness } = upkeep;
+    let blocked = "Blocked runs, counted up to 10,000.";
+    write_figure(text, "gauge", ("everstep_runs_blocked", blocked), blocked_runs);
+    let oldest = "How long the oldest task has waited for a worker, at least.";
+    write_figure(text, "gauge", ("everstep_task_oldest_age_seconds", oldest), oldest_task.as_secs_f64());
+    let lag = "Time since the sweep last came to its end.";
+    write_figure(text, "gauge", ("everstep_sweep_lag_seconds", lag), sweep_lag.as_secs_f64());
+    let lost = "Runs that this node took from a worker whose session had ended.";
+    write_figure(text, "counter", ("everstep_runs_lost_total", lost), runs_lost);
+    let name = "everstep_invariant_violations";
+    let _ = writeln!(text, "# HELP {name} Runs that break an invariant, as of the last look.");
+    let _ = writeln!(text, "# TYPE {name} gauge\n{name}{{inv=\"25\"}} {wake_violations}");
+    lateness_figure(timer_lateness, text);
+}
+
+fn lateness_figure(lateness: &Lateness, text: &mut String) {
+    let name = "everstep_timer_lateness_seconds";
+    let _ = writeln!(text, "# HELP {name} How late timers were claimed.\n# TYPE {name} histogram");
+    let mut count = 0;
+    let bounds = LATENESS_MILLIS.map(|millis| Duration::from_millis(millis).as_secs_f64().to_string());
+    for (in_bucket, bound) in lateness.counts.iter().zip(bounds.iter().map(String::as_str).chain(["+Inf"])) {
+        count += in_bucket;
+        let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {count}");
+    }
+    let _ = writeln!(text, "{name}_sum {}\n{name}_count {count}", lateness.sum.as_secs_f64());
 }
 
 /// The canonical name of a code, such as `DEADLINE_EXCEEDED`.

@@ -8,6 +8,7 @@ mod append;
 mod appenders;
 mod connect;
 mod error;
+mod inspect;
 mod reads;
 mod rows;
 mod sessions;

@@ -6,8 +6,8 @@ use everstep_core::{
     Event, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, Timer, TimerKey, TimerKind, Timestamp,
 };
 use everstep_store::{
-    Append, AppendReply, Catalog, Error, Log, Namespace, PageToken, RunFilter, RunRecord, RunTables,
-    StartRecord,
+    Append, AppendReply, Catalog, Error, Log, Namespace, PAGE_BYTES_MAX, PageToken, RunFilter, RunRecord,
+    RunTables, StartRecord,
 };
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -17,9 +17,6 @@ use crate::PostgresStore;
 use crate::connect::InTime as _;
 use crate::error::before;
 use crate::rows::{event, from_db, run_row};
-
-/// Payload bytes of one page of events, beyond which the page ends.
-const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 macro_rules! run_columns {
     () => {
@@ -57,33 +54,26 @@ impl Log for PostgresStore {
 
     async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
         let rows = sqlx::query(
+            // A length is known without its bytes: those of events beyond the page are never read.
             "SELECT e.seq, e.at, e.epoch, e.step_id, e.attempt, e.command_id, e.kind, e.step, e.actor, e.attrs,
-                    e.encoding, coalesce(e.payload, p.data), e.payload_hash
-               FROM (SELECT *, sum(coalesce(octet_length(payload), 262144)) OVER (ORDER BY seq) AS bytes
-                       FROM (SELECT * FROM events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3) page) e
-               LEFT JOIN payloads p ON p.run_id = $1 AND p.hash = e.payload_hash
+                    e.encoding, e.data, e.payload_hash
+               FROM (SELECT page.*, coalesce(page.payload, p.data) AS data,
+                            sum(coalesce(octet_length(page.payload), octet_length(p.data), 0))
+                                OVER (ORDER BY page.seq) AS bytes
+                       FROM (SELECT * FROM events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3) page
+                       LEFT JOIN payloads p ON p.run_id = $1 AND p.hash = page.payload_hash) e
               WHERE e.bytes <= $4 OR e.seq = $2 + 1
               ORDER BY e.seq",
         )
         .bind(run.uuid())
         .bind(i64::try_from(after).unwrap_or(i64::MAX - 1))
         .bind(limit_of(limit))
-        .bind(limit_of(PAGE_BYTES_MAX * 8))
+        .bind(limit_of(PAGE_BYTES_MAX))
         .fetch_all(&self.pool)
         .in_time(self.answer_limit)
         .await
         .map_err(before)?;
-        let mut bytes = 0;
-        let mut page = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let event = event(run, row)?;
-            bytes += event.body.payload().map_or(0, |p| p.data.len());
-            if bytes > PAGE_BYTES_MAX && !page.is_empty() {
-                break;
-            }
-            page.push(event);
-        }
-        Ok(page)
+        rows.iter().map(|row| event(run, row)).collect()
     }
 
     async fn now(&self) -> Result<Timestamp, Error> {

@@ -55,14 +55,49 @@ impl Sweep for PostgresStore {
         .map_err(before)?;
         let (now, next): (DateTime<Utc>, Option<DateTime<Utc>>) =
             (row.try_get(0).map_err(before)?, row.try_get(1).map_err(before)?);
-        let due = due
+        let now = from_db(now);
+        let (due, late) = due
             .into_iter()
-            .filter_map(|(_, run, kind, id)| {
+            .filter_map(|(fire_at, run, kind, id)| {
                 let key = TimerKey { kind: TimerKind::parse(&kind)?, id: u32::try_from(id).ok()? };
-                Some((RunId::from_uuid(run), key))
+                Some(((RunId::from_uuid(run), key), now.since(from_db(fire_at))))
             })
-            .collect();
-        Ok(ClaimedTimers { due, next: next.map(from_db), now: from_db(now) })
+            .unzip();
+        Ok(ClaimedTimers { due, late, next: next.map(from_db), now })
+    }
+
+    async fn renew_timers(
+        &self,
+        timers: &[(RunId, TimerKey)],
+        claim: Duration,
+    ) -> Result<Vec<(RunId, TimerKey)>, Error> {
+        let runs: Vec<Uuid> = timers.iter().map(|(run, _)| run.uuid()).collect();
+        let kinds: Vec<&str> = timers.iter().map(|(_, key)| key.kind.as_str()).collect();
+        let ids: Vec<i64> = timers.iter().map(|(_, key)| key.id.into()).collect();
+        // A row that is locked is being written by an append, which must not wait for this.
+        let renewed: Vec<(Uuid, String, i64)> = sqlx::query_as(
+            "WITH held AS (
+                 SELECT t.run_id, t.kind, t.id
+                   FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS k(run_id, kind, id)
+                   JOIN timers t ON t.run_id = k.run_id AND t.kind = k.kind AND t.id = k.id
+                  WHERE t.claimed_until IS NOT NULL
+                    FOR UPDATE OF t SKIP LOCKED)
+             UPDATE timers t SET claimed_until = clock_timestamp() + $4 * interval '1 microsecond'
+               FROM held h WHERE t.run_id = h.run_id AND t.kind = h.kind AND t.id = h.id
+             RETURNING t.run_id, t.kind, t.id",
+        )
+        .bind(runs)
+        .bind(kinds)
+        .bind(ids)
+        .bind(micros(claim))
+        .fetch_all(&self.upkeep)
+        .in_time(self.answer_limit)
+        .await
+        .map_err(before)?;
+        let key =
+            |kind: &str, id| Some(TimerKey { kind: TimerKind::parse(kind)?, id: u32::try_from(id).ok()? });
+        let timers = renewed.into_iter();
+        Ok(timers.filter_map(|(run, kind, id)| Some((RunId::from_uuid(run), key(&kind, id)?))).collect())
     }
 
     async fn claim_tasks(

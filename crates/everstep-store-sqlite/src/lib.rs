@@ -4,12 +4,15 @@
 //! file open is its only writer, held by a lock file, so a write transaction may look first and then write
 //! what it saw to be free; the primary key of `events` is still what arbitrates. Write transactions run in
 //! tasks of their own, so that a caller who goes away cannot cut one in half. An error at COMMIT is an
-//! unknown outcome: the connection is thrown away, and the log is asked.
+//! unknown outcome: the connection is thrown away, and the log is asked. Only one for want of room is none: what does
+//! not fit is not there.
 
 mod append;
+mod backup;
 mod catalog;
 mod clock;
 mod error;
+mod inspect;
 mod lock;
 mod log;
 mod open;
@@ -20,6 +23,8 @@ mod sql;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod wal;
 mod writer;
 
+pub use backup::back_up;
 pub use open::SqliteStore;

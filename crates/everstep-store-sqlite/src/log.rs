@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use everstep_core::{Event, RunId, Seq, Timestamp};
-use everstep_store::{Append, AppendReply, Error, Log, Verdict};
+use everstep_store::{Append, AppendReply, Error, Log, PAGE_BYTES_MAX, Verdict};
 use futures::TryStreamExt;
 
 use crate::SqliteStore;
 use crate::append::append;
 use crate::error::before_commit;
 use crate::rows::{event, event_columns, limit as sql_limit};
-
-/// Most payload bytes in one page of events.
-const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 #[async_trait]
 impl Log for SqliteStore {

@@ -1,7 +1,7 @@
 //! What the sweep looks for.
 
 use async_trait::async_trait;
-use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, Timestamp};
+use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, TimerKey, Timestamp};
 use everstep_store::{ClaimedTimers, Error, Sweep};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -10,7 +10,7 @@ use crate::SqliteStore;
 use crate::catalog::queue_key;
 use crate::error::before_commit;
 use crate::projection::{WAKES_DELETED, bind_seq, write_rows};
-use crate::rows::{get, id_list, limit as sql_limit, run_id, session_id, timer_key};
+use crate::rows::{get, id_list, instant, limit as sql_limit, run_id, session_id, timer_key};
 
 #[async_trait]
 impl Sweep for SqliteStore {
@@ -21,11 +21,38 @@ impl Sweep for SqliteStore {
             .transact(move |connection| Box::pin(claim_timers(connection, now, limit, claim)))
             .await?;
         let due = rows.iter().map(|row| Ok((run_id(row, 0)?, timer_key(row, 1)?)));
+        let late = rows.iter().map(|row| Ok(now.since(instant(row, 3)?)));
         Ok(ClaimedTimers {
             due: due.collect::<Result<_, Error>>()?,
+            late: late.collect::<Result<_, Error>>()?,
             next: next.map(Timestamp::from_micros),
             now,
         })
+    }
+
+    async fn renew_timers(
+        &self,
+        timers: &[(RunId, TimerKey)],
+        claim: Duration,
+    ) -> Result<Vec<(RunId, TimerKey)>, Error> {
+        let until = self.inner.clock.now().after(claim);
+        let keys =
+            timers.iter().map(|(run, key)| (run.uuid().simple().to_string(), key.kind.as_str(), key.id));
+        let keys = serde_json::json!(keys.collect::<Vec<_>>()).to_string();
+        let rows = self
+            .writer()?
+            .transact(move |connection| {
+                let renew = sqlx::query(
+                    "UPDATE timers SET claimed_until = ?1
+                      WHERE claimed_until IS NOT NULL
+                        AND (run_id, kind, id) IN
+                            (SELECT unhex(value ->> 0), value ->> 1, value ->> 2 FROM json_each(?2))
+                     RETURNING run_id, kind, id",
+                );
+                Box::pin(renew.bind(until.as_micros()).bind(keys).fetch_all(connection))
+            })
+            .await?;
+        rows.iter().map(|row| Ok((run_id(row, 0)?, timer_key(row, 1)?))).collect()
     }
 
     async fn claim_tasks(
@@ -132,7 +159,7 @@ async fn claim_timers(
     claim: Duration,
 ) -> Result<(Vec<SqliteRow>, Option<i64>), sqlx::Error> {
     let due = sqlx::query(
-        "SELECT run_id, kind, id FROM timers
+        "SELECT run_id, kind, id, fire_at FROM timers
           WHERE fire_at <= ?1 AND (claimed_until IS NULL OR claimed_until < ?1)
           ORDER BY fire_at, run_id, kind, id LIMIT ?2",
     )

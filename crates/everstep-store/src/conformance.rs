@@ -8,6 +8,7 @@
 mod appends;
 mod catalog;
 mod differential;
+mod inspect;
 mod payloads;
 mod races;
 mod sample;
@@ -23,6 +24,7 @@ use everstep_core::{Duration, Timestamp};
 pub use appends::*;
 pub use catalog::*;
 pub use differential::differential;
+pub use inspect::*;
 pub use payloads::*;
 pub use races::*;
 pub use sessions::*;
@@ -112,6 +114,8 @@ where
         concurrent_appends_have_one_winner_per_seq,
         concurrent_starts_have_one_winner,
         timers_are_claimed_once_and_again_later,
+        claims_of_timers_are_renewed,
+        late_timers_are_told,
         timers_are_set_again_deleted_and_cleared,
         the_next_timer_is_named,
         tasks_are_claimed_with_growing_pauses,
@@ -126,6 +130,10 @@ where
         closed_runs_are_told_apart,
         tables_of_a_run_are_shown,
         namespaces_are_made_once_and_listed,
+        wake_rows_are_told,
+        parked_runs_are_told_apart,
+        wake_tables_are_gone_through_in_pages,
+        the_backlog_is_told,
     );
 }
 

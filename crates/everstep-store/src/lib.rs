@@ -9,14 +9,16 @@ mod append;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+mod inspect;
 mod memory;
 mod records;
 mod traits;
 
 pub use append::{Append, AppendReply, RunAppend, StartClaim, Verdict};
 pub use error::Error;
+pub use inspect::{Backlog, Inspect, LastEvent, WakePage, WakeRows, WakeTable};
 pub use memory::MemoryStore;
 pub use records::{
     ClaimedTimers, Namespace, PageToken, RunFilter, RunRecord, RunTables, SessionRow, StartRecord,
 };
-pub use traits::{Catalog, Log, Sessions, Store, Sweep};
+pub use traits::{Catalog, Log, PAGE_BYTES_MAX, Sessions, Store, Sweep};

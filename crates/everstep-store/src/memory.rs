@@ -1,5 +1,6 @@
 //! The in-memory store: the semantics of the port, without a database. Nothing survives the process.
 
+mod inspect;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +15,9 @@ use everstep_core::{
 };
 
 use crate::{
-    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, Namespace, PageToken, RunAppend, RunFilter,
-    RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
+    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, Namespace, PAGE_BYTES_MAX, PageToken, RunAppend,
+    RunFilter, RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
 };
-
-/// Payload bytes of one page of events, beyond which the page ends.
-const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The end of a timer's claim while nobody has claimed it.
 const UNCLAIMED: Timestamp = Timestamp::from_micros(i64::MIN);
@@ -200,7 +198,22 @@ impl MemoryStore {
         }
         let next =
             tables.timers.values().filter(|(at, claimed)| *at > now && free(claimed)).map(|t| t.0).min();
-        ClaimedTimers { due: due.into_iter().map(|(_, run, key)| (run, key)).collect(), next, now }
+        let late = due.iter().map(|(fire_at, ..)| now.since(*fire_at)).collect();
+        ClaimedTimers { due: due.into_iter().map(|(_, run, key)| (run, key)).collect(), late, next, now }
+    }
+
+    /// [`Sweep::renew_timers`], at once.
+    pub fn renew_timers_sync(&self, timers: &[(RunId, TimerKey)], claim: Duration) -> Vec<(RunId, TimerKey)> {
+        let now = (self.clock)();
+        let mut tables = self.lock();
+        let mut renew = |timer: &(RunId, TimerKey)| match tables.timers.get_mut(timer) {
+            Some((_, claimed)) if *claimed != UNCLAIMED => {
+                *claimed = now.after(claim);
+                true
+            }
+            _ => false,
+        };
+        timers.iter().copied().filter(|timer| renew(timer)).collect()
     }
 
     /// [`Sweep::claim_tasks`], at once.
@@ -467,6 +480,14 @@ impl Sessions for MemoryStore {
 impl Sweep for MemoryStore {
     async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error> {
         Ok(self.claim_timers_sync(limit, claim))
+    }
+
+    async fn renew_timers(
+        &self,
+        timers: &[(RunId, TimerKey)],
+        claim: Duration,
+    ) -> Result<Vec<(RunId, TimerKey)>, Error> {
+        Ok(self.renew_timers_sync(timers, claim))
     }
 
     async fn claim_tasks(

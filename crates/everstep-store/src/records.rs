@@ -73,6 +73,8 @@ pub struct StartRecord {
 pub struct ClaimedTimers {
     /// Due and claimed.
     pub due: Vec<(RunId, TimerKey)>,
+    /// How late each of them is claimed, in the same order.
+    pub late: Vec<Duration>,
     /// When the next unclaimed timer is due, if there is one.
     pub next: Option<Timestamp>,
     /// Database time of the claim.

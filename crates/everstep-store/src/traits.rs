@@ -1,17 +1,20 @@
-//! The four small ports that make a store.
+//! The small ports that make a store; the one for operators is beside, in `inspect`.
 
 use async_trait::async_trait;
-use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, Seq, SessionId, Timestamp};
+use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, Seq, SessionId, TimerKey, Timestamp};
 
 use crate::{
-    Append, AppendReply, ClaimedTimers, Error, Namespace, PageToken, RunFilter, RunRecord, RunTables,
-    SessionRow, StartRecord,
+    Append, AppendReply, ClaimedTimers, Error, Inspect, Namespace, PageToken, RunFilter, RunRecord,
+    RunTables, SessionRow, StartRecord,
 };
 
 /// A complete store.
-pub trait Store: Log + Catalog + Sessions + Sweep {}
+pub trait Store: Log + Catalog + Sessions + Sweep + Inspect {}
 
-impl<T: Log + Catalog + Sessions + Sweep> Store for T {}
+impl<T: Log + Catalog + Sessions + Sweep + Inspect> Store for T {}
+
+/// Most payload bytes in one page of events, unless it is a single event: what a reader holds at one time.
+pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// The event log.
 #[async_trait]
@@ -31,7 +34,7 @@ pub trait Log: Send + Sync + 'static {
     /// transaction in a task of its own.
     async fn append(&self, batch: Vec<Append>) -> AppendReply;
 
-    /// Events of `run` after `after`, in order: at most `limit`, and at most about 4 MiB of payload
+    /// Events of `run` after `after`, in order: at most `limit`, and at most [`PAGE_BYTES_MAX`] of payload
     /// (but at least one). Empty means that there are no more.
     ///
     /// # Errors
@@ -122,6 +125,15 @@ pub trait Sweep: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unavailable`], as all methods of this trait.
     async fn claim_timers(&self, limit: usize, claim: Duration) -> Result<ClaimedTimers, Error>;
+
+    /// Claims timers once more, for `claim` from now, whose claimer is not done with them. Gives those that there
+    /// are; one that was deleted or set again since is nobody's any more, and one that somebody is about to write
+    /// may be left out.
+    async fn renew_timers(
+        &self,
+        timers: &[(RunId, TimerKey)],
+        claim: Duration,
+    ) -> Result<Vec<(RunId, TimerKey)>, Error>;
 
     /// Claims up to `limit` tasks whose next look is due, oldest first: of `queues` only, or of every
     /// queue when `None`. A claimed task is not returned again before `2^claims` seconds (at most 60).

@@ -85,7 +85,8 @@ fn commit(run: &Run, number: u32) -> Command {
         elapsed: Duration::from_micros(1_500),
         result: Payload::json(format!("\"{number:0>98}\"")),
     };
-    let commit = WorkerCommit { epoch: run.epoch(), number, seen: run.seq(), commands: vec![step], ahead: None };
+    let commit =
+        WorkerCommit { epoch: run.epoch(), number, seen: run.seq(), commands: vec![step], ahead: None };
     let id = CommandId::of_worker(run.id(), run.epoch(), number);
     Command { id, actor: actor(), body: CommandBody::Commit(commit) }
 }

@@ -5,7 +5,8 @@ use everstep_faultproxy::Fault;
 use everstep_tests::servers::{PostgresOptions, PostgresServer, require};
 use sqlx::{Connection as _, PgConnection};
 
-use super::world::{Plan, World, within};
+use super::world::{LIMIT, Plan, World, within};
+use crate::operator::{ready, unready};
 
 const RUNS: u32 = 4;
 const REFUSAL: &str = "too many clients already";
@@ -53,7 +54,10 @@ async fn a_node_without_connections_refuses_and_recovers() -> anyhow::Result<()>
         let reason = refused.as_ref().and_then(|error| error.reason());
         ensure!(reason == Some("STORE_EXHAUSTED"), "a start was answered {refused:?}");
         ensure!(refusals(&server) > before, "Postgres refused nothing");
+        let said = unready(&world.site().node, LIMIT).await?;
+        ensure!(said.contains("the store is out of room"), "{said}");
         drop(taken);
+        ready(&world.site().node).await?;
         world.open_gate();
         world.signal(&runs).await?;
         world.finish(&runs).await

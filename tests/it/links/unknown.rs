@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use everstep_core::{ConflictPolicy, RunStatus};
-use everstep_faultproxy::{Fault, Rule, When};
+use everstep_faultproxy::{Fault, Handle, Rule, When};
 use everstep_tests::servers::require;
 
 use super::world::{Plan, World, struck, within};
@@ -15,15 +15,33 @@ fn lose_answer(sql: &str) -> Rule {
     Rule::from(Fault::LoseAnswer { sql: sql.to_owned() }).named(sql)
 }
 
-/// The first few writes of a path meet the fault; it has happened before the runs can end.
-async fn path(rule: Rule, times: u64) -> anyhow::Result<()> {
+/// A world of this plan, and what happens in it.
+async fn world(plan: Plan, work: impl AsyncFnOnce(&World) -> anyhow::Result<()>) -> anyhow::Result<()> {
     if !require("pg")? {
         return Ok(());
     }
-    within("an unknown commit", async {
-        let world = World::new(Plan::default()).await?;
-        let link = world.site().postgres.handle();
-        let id = link.add(rule.when(When::First(times)))?;
+    within("an unknown commit", async { work(&World::new(plan).await?).await }).await
+}
+
+/// The same, with a rule for the last node's link to Postgres, which has to strike. `work` is given the link and the
+/// rule's number.
+async fn met(
+    plan: Plan,
+    rule: Rule,
+    work: impl AsyncFnOnce(&World, &Handle, u64) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    world(plan, async |world| {
+        let link = world.sites[plan.nodes - 1].postgres.handle();
+        let id = link.add(rule)?;
+        work(world, &link, id).await?;
+        struck(&link)
+    })
+    .await
+}
+
+/// The first few writes of a path meet the fault; it has happened before the runs can end.
+async fn path(rule: Rule, times: u64) -> anyhow::Result<()> {
+    met(Plan::default(), rule.when(When::First(times)), async |world, link, id| {
         let worker = world.worker(0)?;
         let runs = world.start(&world.client()?, 0..RUNS).await?;
         world.slept(RUNS).await?;
@@ -31,8 +49,7 @@ async fn path(rule: Rule, times: u64) -> anyhow::Result<()> {
         world.open_gate();
         world.signal(&runs).await?;
         world.finish(&runs).await?;
-        worker.stop().await?;
-        struck(&link)
+        worker.stop().await
     })
     .await
 }
@@ -40,11 +57,7 @@ async fn path(rule: Rule, times: u64) -> anyhow::Result<()> {
 /// The appends of runs that are under way meet the fault: each step's and each signal's. Those of starts, which are
 /// settled elsewhere, do not.
 async fn appends(fault: Fault) -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("an unknown append", async {
-        let world = World::new(Plan { lease: Duration::from_secs(10), ..Plan::default() }).await?;
+    world(Plan { lease: Duration::from_secs(10), ..Plan::default() }, async |world| {
         let link = world.site().postgres.handle();
         let _worker = world.worker(0)?;
         let runs = world.start(&world.client()?, 0..RUNS).await?;
@@ -103,13 +116,8 @@ async fn of_the_end_of_expired_sessions() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_session_that_closes() -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("an unknown close", async {
-        let world = World::new(Plan::default()).await?;
-        let link = world.site().postgres.handle();
-        let id = link.add(lose_answer("closed_at = clock_timestamp() WHERE session_id ="))?;
+    let rule = lose_answer("closed_at = clock_timestamp() WHERE session_id =");
+    met(Plan::default(), rule, async |world, link, id| {
         let worker = world.worker(0)?;
         let runs = world.start(&world.client()?, 0..RUNS).await?;
         world.slept(RUNS).await?;
@@ -119,19 +127,14 @@ async fn of_a_session_that_closes() -> anyhow::Result<()> {
         link.wait_fired(id, 1).await;
         let _other = world.worker(0)?;
         world.signal(&runs).await?;
-        world.finish(&runs).await?;
-        struck(&link)
+        world.finish(&runs).await
     })
     .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_start_that_replaces_a_run() -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("an unknown commit of two runs", async {
-        let world = World::new(Plan::default()).await?;
+    world(Plan::default(), async |world| {
         let link = world.site().postgres.handle();
         let _worker = world.worker(0)?;
         world.open_gate();
@@ -149,62 +152,39 @@ async fn of_a_start_that_replaces_a_run() -> anyhow::Result<()> {
     .await
 }
 
-/// The claim holds for ten seconds, in which nobody looks at the timer.
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_claim_of_timers() -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("an unknown claim of timers", async {
-        let world = World::new(Plan::default()).await?;
-        let link = world.site().postgres.handle();
-        let id = link.add(lose_answer("UPDATE timers t SET claimed_until"))?;
-        let _worker = world.worker(0)?;
+/// Rows of a table are claimed by a statement whose answer is lost: while the claim holds, nobody looks at them.
+async fn claim(plan: Plan, sql: &str, claimed: &'static str) -> anyhow::Result<()> {
+    met(plan, lose_answer(sql), async |world, link, id| {
+        let _worker = world.worker(plan.nodes - 1)?;
         world.open_gate();
         let runs = world.start(&world.client()?, 0..RUNS).await?;
-        world.truth.wait("SELECT count(*) FROM timers WHERE claimed_until IS NOT NULL", 1).await?;
+        world.truth.wait(claimed, 1).await?;
         link.wait_fired(id, 1).await;
         link.heal();
         world.signal(&runs).await?;
-        world.finish(&runs).await?;
-        struck(&link)
+        world.finish(&runs).await
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_claim_of_timers() -> anyhow::Result<()> {
+    let claimed = "SELECT count(*) FROM timers WHERE claimed_until IS NOT NULL";
+    claim(Plan::default(), "UPDATE timers t SET claimed_until", claimed).await
 }
 
 /// Between nodes that only the database connects, tasks are found by the sweep alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_claim_of_tasks() -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("an unknown claim of tasks", async {
-        let world = World::new(Plan { nodes: 2, ..Plan::default() }).await?;
-        let link = world.sites[1].postgres.handle();
-        let id = link.add(lose_answer("UPDATE tasks t"))?;
-        let _worker = world.worker(1)?;
-        world.open_gate();
-        let runs = world.start(&world.client()?, 0..RUNS).await?;
-        world.truth.wait("SELECT count(*) FROM tasks WHERE claims > 0", 1).await?;
-        link.wait_fired(id, 1).await;
-        link.heal();
-        world.signal(&runs).await?;
-        world.finish(&runs).await?;
-        struck(&link)
-    })
-    .await
+    let claimed = "SELECT count(*) FROM tasks WHERE claims > 0";
+    claim(Plan { nodes: 2, ..Plan::default() }, "UPDATE tasks t", claimed).await
 }
 
 /// A signal on one node to a run on the other leaves a wake; while the step is held, only the sweep deletes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_wakes_that_are_deleted() -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("an unknown deletion of wakes", async {
-        let world = World::new(Plan { nodes: 2, ..Plan::default() }).await?;
-        let link = world.sites[1].postgres.handle();
-        let id = link.add(lose_answer("DELETE FROM wakes w USING unnest($1::uuid[]").when(When::First(2)))?;
+    let rule = lose_answer("DELETE FROM wakes w USING unnest($1::uuid[]").when(When::First(2));
+    met(Plan { nodes: 2, ..Plan::default() }, rule, async |world, link, id| {
         let _worker = world.worker(1)?;
         let runs = world.start(&world.client()?, 0..RUNS).await?;
         world.slept(RUNS).await?;
@@ -212,19 +192,14 @@ async fn of_wakes_that_are_deleted() -> anyhow::Result<()> {
         link.wait_fired(id, 1).await;
         world.truth.wait("SELECT (count(*) = 0)::int::bigint FROM wakes", 1).await?;
         world.open_gate();
-        world.finish(&runs).await?;
-        struck(&link)
+        world.finish(&runs).await
     })
     .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_anything_in_one_of_twenty_cases() -> anyhow::Result<()> {
-    if !require("pg")? {
-        return Ok(());
-    }
-    within("unknown commits everywhere", async {
-        let world = World::new(Plan { nodes: 2, ..Plan::default() }).await?;
+    world(Plan { nodes: 2, ..Plan::default() }, async |world| {
         let mut rules = Vec::new();
         for site in &world.sites {
             rules.push((&site.postgres, site.postgres.add(lose_answer("").when(When::Chance(0.05)))?));

@@ -20,7 +20,7 @@ use super::truth::{Journal, Truth};
 /// Steps of an errand.
 pub(crate) const STEPS: usize = 3;
 /// How long a test may take: many times what it takes on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const SEED: u64 = 20_261_121;
 
 /// Bounds a test.

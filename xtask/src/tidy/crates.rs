@@ -10,19 +10,26 @@ use super::{File, Problems};
 /// The crates of this workspace that each one may name. A new arrow needs a decision in docs/adr.
 const ARROWS: &[(&str, &[&str])] = &[
     ("everstep-fault", &[]),
-    ("everstep-core", &["everstep-fault"]),
-    ("everstep-proto", &["everstep-core"]),
+    ("everstep-core", &["everstep-fault", "everstep-fuzz"]),
+    ("everstep-proto", &["everstep-core", "everstep-fuzz"]),
     ("everstep-store", &["everstep-core", "everstep-fault", "everstep-proto"]),
     ("everstep-dispatch", &["everstep-core", "everstep-proto"]),
     ("everstep-store-postgres", &["everstep-core", "everstep-fault", "everstep-proto", "everstep-store"]),
     ("everstep-store-sqlite", &["everstep-core", "everstep-fault", "everstep-proto", "everstep-store"]),
-    ("everstep-dispatch-nats", &["everstep-core", "everstep-proto", "everstep-dispatch"]),
+    ("everstep-dispatch-nats", &["everstep-core", "everstep-proto", "everstep-dispatch", "everstep-fuzz"]),
     ("everstep-engine", &["everstep-core", "everstep-fault", "everstep-store", "everstep-dispatch"]),
     (
         "everstep-server",
-        &["everstep-core", "everstep-proto", "everstep-store", "everstep-dispatch", "everstep-engine"],
+        &[
+            "everstep-core",
+            "everstep-proto",
+            "everstep-store",
+            "everstep-dispatch",
+            "everstep-engine",
+            "everstep-fuzz",
+        ],
     ),
-    ("everstep-provider", &[]),
+    ("everstep-provider", &["everstep-fuzz"]),
     ("everstep", &["everstep-core", "everstep-fault", "everstep-proto"]),
     ("everstep-example-summarize", &["everstep", "everstep-provider"]),
     ("everstep-cli", &["*"]),
@@ -30,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("everstep-benches", &["everstep", "everstep-core", "everstep-proto"]),
     ("everstep-checker", &["everstep-core"]),
     ("everstep-faultproxy", &[]),
+    ("everstep-fuzz", &[]),
     ("everstep-chaos", &["*"]),
     ("xtask", &[]),
 ];
@@ -93,7 +101,7 @@ const FAULTY: [&str; 2] = ["tests/Cargo.toml", "tests/chaos/Cargo.toml"];
 /// All that the pure crate may name, and what its tests may name besides.
 const CORE: &str = "everstep-core";
 const CORE_ALLOWED: &[&str] = &["bytes", "everstep-fault", "serde", "sha2", "thiserror", "uuid"];
-const CORE_ALLOWED_IN_TESTS: &[&str] = &["bolero", "proptest", "serde_json"];
+const CORE_ALLOWED_IN_TESTS: &[&str] = &["bolero", "everstep-fuzz", "proptest", "serde_json"];
 
 /// One crate's manifest, as far as the rules look at it.
 struct Manifest<'a> {

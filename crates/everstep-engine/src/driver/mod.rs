@@ -1,6 +1,9 @@
 //! Driving a node: performing its outputs over the ports, and feeding back what came of them.
 
+mod claims;
+mod figures;
 mod perform;
+mod scan;
 mod tasks;
 
 use std::collections::{HashMap, HashSet};
@@ -77,7 +80,7 @@ pub(crate) struct Shared {
     internal: mpsc::UnboundedSender<Internal>,
     lanes: Vec<mpsc::UnboundedSender<(u64, Append)>>,
     status: Mutex<NodeStatus>,
-    store_ok: AtomicBool,
+    figures: figures::Figures,
     next_link: AtomicU64,
     namespaces: Mutex<HashSet<String>>,
     timers: Timers,
@@ -99,10 +102,16 @@ impl Shared {
     /// Figures of the node.
     pub(crate) fn status(&self) -> NodeStatus {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        status.store_ok = self.store_ok.load(Ordering::Relaxed);
+        status.store_ok = self.figures.store_ok();
+        status.store_exhausted = self.figures.store_exhausted();
         status.dispatch_ok = self.dispatch.is_connected();
         status.draining |= self.stopping.load(Ordering::Relaxed);
         status
+    }
+
+    /// What the upkeep has found.
+    pub(crate) fn upkeep(&self) -> crate::Upkeep {
+        self.figures.upkeep()
     }
 
     fn feed(&self, input: Input) {
@@ -112,11 +121,7 @@ impl Shared {
 
     /// Notes whether the store answers, for readiness.
     fn saw<T>(&self, result: &Result<T, store::Error>) {
-        let ok = !matches!(
-            result,
-            Err(store::Error::Unavailable(_) | store::Error::OutcomeUnknown(_) | store::Error::Schema(_))
-        );
-        self.store_ok.store(ok, Ordering::Relaxed);
+        self.figures.saw(result.as_ref().err());
     }
 
     /// Runs `work` beside the node until it is done or the node stops.
@@ -170,7 +175,7 @@ pub(crate) async fn start(
         internal,
         lanes,
         status: Mutex::default(),
-        store_ok: AtomicBool::new(true),
+        figures: figures::Figures::new(),
         next_link: AtomicU64::new(1),
         namespaces: Mutex::default(),
         timers: Timers { earliest: Mutex::new(Timestamp::MAX), changed: Notify::new() },
@@ -187,6 +192,9 @@ pub(crate) async fn start(
     shared.spawn(tasks::timers(Arc::clone(&shared)));
     shared.spawn(tasks::sweeps(Arc::clone(&shared)));
     shared.spawn(tasks::notices(Arc::clone(&shared)));
+    shared.spawn(figures::pulse(Arc::clone(&shared)));
+    shared.spawn(figures::backlogs(Arc::clone(&shared)));
+    shared.spawn(scan::scans(Arc::clone(&shared)));
     tokio::spawn(drive(Arc::clone(&shared), node, request_rx, internal_rx));
     Ok(Engine { shared })
 }

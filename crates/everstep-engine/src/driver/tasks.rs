@@ -3,17 +3,16 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{Duration, EventBody, QueueKey, Timestamp};
+use everstep_core::{DetachReason, Duration, EventBody, QueueKey, Timestamp};
 use everstep_store::{self as store, Append, AppendReply, Verdict};
 use tokio::sync::mpsc;
 
+use super::claims::{Claims, TIMER_CLAIM};
 use super::{Internal, Shared, Timers};
 use crate::node::Input;
 
 /// Rows that one look of the sweep takes at most.
 const SWEEP_MAX: usize = 500;
-/// How long a claimed timer stays with the node that claimed it.
-const TIMER_CLAIM: Duration = Duration::from_secs(10);
 /// How long the timer task waits at most: other nodes set timers that this one hears nothing of.
 const TIMER_LOOK: StdDuration = StdDuration::from_secs(1);
 /// Wakes younger than this are left to the notices.
@@ -30,14 +29,19 @@ pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiv
             return;
         }
         let (tickets, batch): (Vec<u64>, Vec<Append>) = taken.drain(..).unzip();
+        let lost: Vec<u64> = batch.iter().map(runs_lost).collect();
         let reply = commit(&shared, batch).await;
         if let Some(now) = reply.now {
             shared.clock.learn(now);
         }
-        for verdict in &reply.verdicts {
+        for (verdict, lost) in reply.verdicts.iter().zip(lost) {
             match verdict {
                 Verdict::Failed(error) => shared.saw::<()>(&Err(error.clone())),
-                Verdict::Committed | Verdict::Conflict => shared.saw(&Ok(())),
+                Verdict::Committed => {
+                    shared.figures.lost(lost);
+                    shared.saw(&Ok(()));
+                }
+                Verdict::Conflict => shared.saw(&Ok(())),
             }
         }
         let verdicts = tickets.into_iter().zip(reply.verdicts).collect();
@@ -66,6 +70,12 @@ async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
     }
 }
 
+/// Runs that an append takes from a worker whose session has ended.
+fn runs_lost(append: &Append) -> u64 {
+    let lost = |body: &EventBody| matches!(body, EventBody::WorkerDetached { reason: DetachReason::Lost });
+    append.runs().map(|run| run.events.iter().filter(|e| lost(&e.body)).count() as u64).sum()
+}
+
 fn fires_timer(append: &Append) -> bool {
     append.run.events.iter().any(|e| matches!(e.body, EventBody::TimerFired { .. } | EventBody::RunTimedOut))
 }
@@ -91,7 +101,9 @@ impl Timers {
 
 /// Claims timers as they come due, and sleeps until the next one.
 pub(super) async fn timers(shared: Arc<Shared>) {
+    let mut claims = Claims::default();
     loop {
+        claims.renew(&*shared.store).await;
         // Whatever is set from here on wakes the wait below.
         shared.timers.reset();
         let claimed = shared.store.claim_timers(SWEEP_MAX, TIMER_CLAIM).await;
@@ -106,8 +118,10 @@ pub(super) async fn timers(shared: Arc<Shared>) {
             continue;
         };
         shared.clock.learn(claimed.now);
+        shared.figures.late(&claimed.late);
         let full = claimed.due.len() == SWEEP_MAX;
         if !claimed.due.is_empty() {
+            claims.add(&claimed.due);
             shared.feed(Input::TimersDue(claimed.due));
         }
         if full {
@@ -115,7 +129,7 @@ pub(super) async fn timers(shared: Arc<Shared>) {
         }
         loop {
             let next = claimed.next.unwrap_or(Timestamp::MAX).min(shared.timers.earliest());
-            let wait = next.since(shared.clock.now()).to_std().min(TIMER_LOOK);
+            let wait = next.since(shared.clock.now()).to_std().min(TIMER_LOOK).min(claims.wait());
             tokio::select! {
                 () = tokio::time::sleep(wait) => break,
                 () = shared.timers.changed.notified() => {}
@@ -146,36 +160,45 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey], room: 
         // Without the store nothing else of this pass can work either.
         Err(_) => return,
     }
-    sweep_lost(shared).await;
-    if !queues.is_empty()
-        && let Ok(tasks) = shared.store.claim_tasks(Some(queues), room.min(SWEEP_MAX)).await
-        && !tasks.is_empty()
-        && everstep_fault::at("outbox.claimed").await.is_ok()
-    {
-        shared.feed(Input::TasksFound(tasks));
+    let mut whole = sweep_lost(shared).await;
+    if !queues.is_empty() {
+        whole &= sweep_tasks(shared, Some(queues), room.min(SWEEP_MAX)).await;
     }
-    if shared.dispatch.is_shared()
-        && shared.dispatch.is_connected()
-        && let Ok(tasks) = shared.store.claim_tasks(None, SWEEP_MAX).await
-        && !tasks.is_empty()
-        && everstep_fault::at("outbox.claimed").await.is_ok()
-    {
-        shared.feed(Input::TasksFound(tasks));
+    if shared.dispatch.is_shared() && shared.dispatch.is_connected() {
+        whole &= sweep_tasks(shared, None, SWEEP_MAX).await;
     }
-    if (shared.dispatch.is_shared() || shared.store.is_shared())
-        && let Ok(wakes) = shared.store.stale_wakes(shared.config.node_id, WAKE_AGE, SWEEP_MAX).await
-        && !wakes.is_empty()
-    {
-        shared.feed(Input::WakesStale(wakes));
+    if shared.dispatch.is_shared() || shared.store.is_shared() {
+        match shared.store.stale_wakes(shared.config.node_id, WAKE_AGE, SWEEP_MAX).await {
+            Ok(wakes) if !wakes.is_empty() => shared.feed(Input::WakesStale(wakes)),
+            stale => whole &= stale.is_ok(),
+        }
+    }
+    if whole {
+        shared.figures.swept();
     }
 }
 
-/// Runs whose owner's session is closed.
-pub(super) async fn sweep_lost(shared: &Arc<Shared>) {
-    if let Ok(lost) = shared.store.lost_runs(SWEEP_MAX).await
-        && !lost.is_empty()
-    {
-        shared.feed(Input::RunsLost(lost));
+/// Tasks whose next look is due. False when the store did not say.
+async fn sweep_tasks(shared: &Arc<Shared>, queues: Option<&[QueueKey]>, limit: usize) -> bool {
+    match shared.store.claim_tasks(queues, limit).await {
+        Ok(tasks) if !tasks.is_empty() => {
+            if everstep_fault::at("outbox.claimed").await.is_ok() {
+                shared.feed(Input::TasksFound(tasks));
+            }
+            true
+        }
+        tasks => tasks.is_ok(),
+    }
+}
+
+/// Runs whose owner's session is closed. False when the store did not say.
+pub(super) async fn sweep_lost(shared: &Arc<Shared>) -> bool {
+    match shared.store.lost_runs(SWEEP_MAX).await {
+        Ok(lost) if !lost.is_empty() => {
+            shared.feed(Input::RunsLost(lost));
+            true
+        }
+        lost => lost.is_ok(),
     }
 }
 

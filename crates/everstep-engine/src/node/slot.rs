@@ -77,6 +77,8 @@ pub(super) struct Writing {
     /// The stream of the worker that it claims the run for.
     claimed: Option<u64>,
     pub(super) tries: u32,
+    /// Nobody knows what became of one of its tries.
+    doubtful: bool,
 }
 
 impl Slot {
@@ -279,7 +281,8 @@ impl Node {
         self.submit(ticket, &append, StdDuration::ZERO);
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.woken |= wakes;
-            slot.writing = Some(Writing { append, jobs: batch.jobs, started: false, claimed, tries: 0 });
+            let (jobs, started) = (batch.jobs, false);
+            slot.writing = Some(Writing { append, jobs, started, claimed, tries: 0, doubtful: false });
         }
     }
 
@@ -293,7 +296,8 @@ impl Node {
             // Its worker was told of it before the answer of the store came, and has gone on.
             return self.add_job(run_id, Job::Look);
         }
-        let writing = Writing { append, jobs: Vec::new(), started: true, claimed, tries: 0 };
+        let jobs = Vec::new();
+        let writing = Writing { append, jobs, started: true, claimed, tries: 0, doubtful: false };
         self.slots.insert(run_id, Slot { run: Some(Box::new(run)), ..Slot::default() });
         self.committed(run_id, writing);
     }
@@ -509,12 +513,19 @@ impl Node {
         let unknown = matches!(error, store::Error::OutcomeUnknown(_));
         if unknown {
             self.status.unknown_settled += 1;
+            writing.doubtful = true;
         }
         if !unknown && !error.is_retryable() {
             return self.give_up(run_id, writing, &error);
         }
         writing.tries += 1;
-        if writing.tries >= TRIES_BEFORE_REPLY {
+        let overdue = writing.tries >= TRIES_BEFORE_REPLY;
+        if overdue && !writing.doubtful && matches!(error, store::Error::Exhausted(_)) {
+            if writing.jobs.iter().any(|(job, _)| matches!(job, Job::Client { .. })) {
+                return self.withdraw(run_id, writing, &error);
+            }
+            self.refuse_clients(run_id, &error);
+        } else if overdue {
             let reply = store::Error::OutcomeUnknown(error.to_string());
             writing.jobs.retain(|(job, _)| match job {
                 Job::Client { request, .. } => {
@@ -530,6 +541,21 @@ impl Node {
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.writing = Some(writing);
         }
+    }
+
+    /// The store has no room, and has written nothing. Clients are told so, which is true only if what they asked for
+    /// is not tried again: whatever else there is to do is decided anew.
+    fn withdraw(&mut self, run_id: RunId, writing: Writing, error: &store::Error) {
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        for (job, _) in writing.jobs.into_iter().rev() {
+            slot.inbox.push_front(job);
+        }
+        // As after a lost race.
+        slot.inbox.push_back(Job::Look);
+        slot.run = None;
+        slot.history = None;
+        self.refuse_clients(run_id, error);
+        self.load(run_id, 0, backoff(TRIES_BEFORE_REPLY));
     }
 
     /// The store will never take this append.
@@ -608,6 +634,12 @@ impl Node {
     }
 
     fn load_failed(&mut self, run_id: RunId, after: Seq, error: &store::Error) {
+        self.refuse_clients(run_id, error);
+        self.load(run_id, after, backoff(4));
+    }
+
+    /// Clients whose requests have not been decided hear what the store says.
+    fn refuse_clients(&mut self, run_id: RunId, error: &store::Error) {
         let Some(slot) = self.slots.get_mut(&run_id) else { return };
         let mut clients = Vec::new();
         slot.inbox.retain(|job| match job {
@@ -620,7 +652,6 @@ impl Node {
         for request in clients {
             self.out.push(Output::Done { request, result: Err(error.clone().into()) });
         }
-        self.load(run_id, after, backoff(4));
     }
 
     fn not_found(&mut self, run_id: RunId) {

@@ -1,5 +1,8 @@
 //! Starts: the requests whose run does not exist yet.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
@@ -28,6 +31,8 @@ pub(super) struct StartJob {
     seed: u64,
     races: u32,
     tries: u32,
+    /// Nobody knows what became of one of its tries.
+    doubtful: bool,
     /// The stream of the worker that the run is started for.
     claimed: Option<u64>,
     /// The run was read from the log before the answer to its append came: it has gone on without it.
@@ -67,6 +72,7 @@ impl Node {
             seed,
             races: 0,
             tries: 0,
+            doubtful: false,
             claimed: None,
             overtaken: false,
             prepared: None,
@@ -212,11 +218,16 @@ impl Node {
         }
         let Some(job) = self.starts.get_mut(&ticket) else { return };
         job.tries += 1;
-        let tries = job.tries;
-        let certain = !unknown && (!error.is_retryable() || tries >= TRIES_MAX);
-        if certain {
+        job.doubtful |= unknown;
+        let (tries, doubtful, run_id) = (job.tries, job.doubtful, job.run_id);
+        if !unknown && (!error.is_retryable() || tries >= TRIES_MAX) {
             self.release_claim(ticket);
-            return self.finish_start(ticket, Err(error.into()));
+            if !doubtful {
+                return self.finish_start(ticket, Err(error.into()));
+            }
+            // This try wrote nothing, and an earlier one may have started the run.
+            self.finish_start(ticket, Err(store::Error::OutcomeUnknown(error.to_string()).into()));
+            return self.add_job(run_id, Job::Look);
         }
         let prepared = job.prepared.clone();
         if tries >= TRIES_MAX {

@@ -1,6 +1,7 @@
 //! What a provider may answer: understood or named, never a panic, and nothing of the key in an error.
 
-use bolero::{ValueGenerator, check, produce};
+use bolero::check;
+use everstep_fuzz::{bent, bytes};
 
 use super::*;
 
@@ -9,28 +10,6 @@ const KEY: &str = "sk-1";
 const ANSWER: &[u8] =
     br#"{"id":"a","model":"m","choices":[{"message":{"content":"yes sk-1"},"finish_reason":"stop"}],
     "usage":{"prompt_tokens":1,"completion_tokens":18446744073709551615}}"#;
-
-/// Up to `most` random bytes.
-fn bytes(most: usize) -> impl ValueGenerator<Output = Vec<u8>> {
-    produce::<Vec<u8>>().with().len(0..=most)
-}
-
-fn bent(sample: &[u8], input: &[u8]) -> Vec<u8> {
-    if input.first().is_some_and(|b| *b >= 192) {
-        return input.to_vec();
-    }
-    let mut bytes = sample.to_vec();
-    for edit in input.chunks_exact(3) {
-        let at = usize::from(edit[1]) % (bytes.len() + 1);
-        match edit[0] % 8 {
-            0 => bytes.insert(at, edit[2]),
-            1 if at < bytes.len() => drop(bytes.remove(at)),
-            2 => bytes.truncate(at),
-            _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = edit[2]),
-        }
-    }
-    bytes
-}
 
 fn provider() -> OpenAiCompatible {
     OpenAiCompatible::new(OpenAiConfig {

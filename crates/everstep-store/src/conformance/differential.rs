@@ -328,6 +328,8 @@ impl World {
         x.sort();
         y.sort();
         assert_eq!(x, y, "{at}: closed_among");
+        let (x, y) = (ok(a.wake_rows(&runs).await), ok(b.wake_rows(&runs).await));
+        assert_eq!(x, y, "{at}: wake_rows");
         for name in &self.namespaces {
             let (x, y) = (ok(a.get_namespace(name).await), ok(b.get_namespace(name).await));
             assert_eq!(x.map(|n| n.name), y.map(|n| n.name), "{at}: namespace {name}");

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use everstep_core::{
-    BlockKind, Blocked, DetachReason, Duration, EventBody, Failure, OpId, Payload, TimerKey, Timestamp,
-    WorkerInfo,
+    BlockKind, Blocked, DetachReason, Duration, Event, EventBody, Failure, OpId, Payload, TimerKey,
+    Timestamp, WorkerInfo,
 };
 
 use super::sample::{commit, history, new_session, started, step};
 use super::{Subject, ok};
+use crate::PAGE_BYTES_MAX;
 
 /// `len` bytes that no compression makes small, with every value among them.
 fn noise(len: usize, seed: u64) -> Bytes {
@@ -86,22 +87,29 @@ pub async fn a_long_history_is_read_in_pages(subject: &Subject) {
     assert!(ok(store.read_events(sample.run, 0, 0).await).is_empty());
 }
 
-/// Goal: a page holds about 4 MiB of payload, and always at least one event.
+/// Goal: a page is as full as [`PAGE_BYTES_MAX`] allows, and holds always at least one event.
 pub async fn pages_are_bounded_by_bytes(subject: &Subject) {
     let store = &*subject.store;
     let sample = started(subject).await;
-    for seq in 2..8 {
-        commit(store, vec![sample.bodies(seq, vec![step(seq, noise(2 * 1024 * 1024, seq))])]).await;
+    const K: usize = 1024;
+    // Inline and not, some alone larger than a page, and one that makes a page exactly full.
+    let sizes =
+        [700 * K, 700 * K, 648 * K, 1, 30 * K, 2_100 * K, 2_048 * K, 5, 2_048 * K - 5, 1_500 * K, 600 * K];
+    for (seq, size) in (2..).zip(sizes) {
+        commit(store, vec![sample.bodies(seq, vec![step(seq, noise(size, seq))])]).await;
     }
-    let mut after = 0;
-    while after < 7 {
+    let input = bytes_of(&ok(store.read_events(sample.run, 0, 1).await));
+    for (after, last) in [(1, 4), (4, 6), (6, 7), (7, 8), (8, 10), (10, 11), (11, 12), (12, 12)] {
         let page = ok(store.read_events(sample.run, after, 100).await);
-        let bytes: usize = page.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len()).sum();
-        assert!(!page.is_empty(), "a page after {after}");
-        assert!(bytes <= 6 * 1024 * 1024, "{bytes} bytes in a page");
-        assert_eq!(page[0].seq, after + 1);
-        after = page[page.len() - 1].seq;
+        assert_eq!(page.iter().map(|e| e.seq).collect::<Vec<_>>(), (after + 1..=last).collect::<Vec<_>>());
+        assert!(page.len() <= 1 || bytes_of(&page) <= PAGE_BYTES_MAX);
     }
+    let first = ok(store.read_events(sample.run, 0, 100).await);
+    assert!(bytes_of(&first) <= PAGE_BYTES_MAX && bytes_of(&first) >= input + 1_400 * K);
+}
+
+fn bytes_of(page: &[Event]) -> usize {
+    page.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len()).sum()
 }
 
 /// Goal: an event of every kind comes back equal.

@@ -10,6 +10,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// The ids of the run's own timers among those claimed now, in order.
 async fn claim(subject: &Subject, sample: &Sample, claim: Duration) -> Vec<u32> {
     let claimed = ok(subject.store.claim_timers(MANY, claim).await);
+    assert_eq!(claimed.due.len(), claimed.late.len(), "a lateness each");
     claimed.due.into_iter().filter(|(run, _)| *run == sample.run).map(|(_, key)| key.id).collect()
 }
 
@@ -37,6 +38,43 @@ pub async fn timers_are_claimed_once_and_again_later(subject: &Subject) {
     );
     let claimed = ok(subject.store.claim_timers(0, HOUR).await);
     assert!(claimed.due.is_empty() && claimed.now >= now);
+}
+
+/// Goal: a claim is renewed while its timer stands as it was claimed, and not behind that.
+pub async fn claims_of_timers_are_renewed(subject: &Subject) {
+    let (store, sample) = (&*subject.store, started(subject).await);
+    let past = Timestamp::from_micros(1);
+    let timers = (1..=4).map(|id| timer_set(id, past)).collect();
+    commit(store, vec![sample.with(2, timers)]).await;
+    let short = Duration::from_millis(5);
+    assert_eq!(claim(subject, &sample, short).await, [1, 2, 3, 4]);
+    let mut all = tables(store, sample.run).await.projection.timers;
+    all.sort_unstable_by_key(|timer| timer.key.id);
+    let keys: Vec<_> = all.iter().map(|timer| (sample.run, timer.key)).collect();
+    // The second is set again, and may fire at once; the third is gone.
+    let writes = vec![timer_set(2, past), Write::TimerDeleted(keys[2].1)];
+    commit(store, vec![sample.with(3, writes)]).await;
+    let mut renewed = ok(store.renew_timers(&keys, HOUR).await);
+    renewed.sort_unstable();
+    assert_eq!(renewed, [keys[0], keys[3]]);
+    subject.pass(subject.now().await.after(short)).await;
+    assert_eq!(claim(subject, &sample, HOUR).await, [2], "the others are claimed");
+    assert_eq!(ok(store.renew_timers(&keys[..1], short).await), keys[..1]);
+    subject.pass(subject.now().await.after(short)).await;
+    assert_eq!(claim(subject, &sample, HOUR).await, [1], "a renewed claim ends, too");
+    assert!(ok(store.renew_timers(&[], HOUR).await).is_empty());
+}
+
+/// Goal: a claim tells how late it is, by the database's clock.
+pub async fn late_timers_are_told(subject: &Subject) {
+    let (store, sample) = (&*subject.store, started(subject).await);
+    let now = subject.now().await;
+    let due = Timestamp::from_micros(now.as_micros() - 7_000_000);
+    commit(store, vec![sample.with(2, vec![timer_set(1, now), timer_set(2, due)])]).await;
+    let claimed = ok(store.claim_timers(MANY, HOUR).await);
+    let own = claimed.due.iter().zip(&claimed.late).filter(|((run, _), _)| *run == sample.run);
+    let late: Vec<Duration> = own.map(|(_, late)| *late).collect();
+    assert_eq!(late, [claimed.now.since(due), claimed.now.since(now)]);
 }
 
 /// Goal: setting a timer anew ends its claim; a deleted or cleared one never comes.
