@@ -2,9 +2,14 @@
 
 mod cluster;
 mod crash;
+mod doubt;
+mod kit;
 mod links;
 mod operator;
 mod postgres;
 mod postgres_errors;
+mod queries;
 mod run;
+mod saga;
 mod stores;
+mod versions;

@@ -1,13 +1,14 @@
 //! What must hold of one run, told from its events and the tables beside them, event by event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use everstep_core::{
-    BlockKind, Event, EventBody, OpId, Payload, Run, RunId, Seq, TimerKey, TimerKind, Timestamp,
+    BlockKind, Doubt, DoubtPolicy, Event, EventBody, OpId, Payload, Resolution, Run, RunId, Seq, TimerKey,
+    TimerKind, Timestamp,
 };
 use everstep_store::RunTables;
-use everstep_tests::program::{Build, Code, Outcome, Program};
+use everstep_tests::program::{Build, Code, Op, Outcome, Program};
 
 use crate::client::Client;
 use crate::model::{self, Model, Waits};
@@ -16,8 +17,9 @@ use crate::worker;
 /// What workers did for a run: what they reported is what may be recorded.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    /// The nonce of each step that was executed, and its result if it ends well.
-    pub(crate) steps: BTreeMap<OpId, (String, Payload)>,
+    /// What was executed as each step: its nonce, and its result if it ends well. It is one, but where a version was
+    /// chosen and its worker lost before anything that follows from that was recorded.
+    pub(crate) steps: BTreeMap<OpId, BTreeMap<String, Payload>>,
     /// Delays of the timers that were asked for.
     pub(crate) timers: BTreeMap<OpId, u64>,
 }
@@ -27,7 +29,8 @@ pub(crate) struct Done {
 pub(crate) struct Watched {
     pub(crate) run: Run,
     program: Arc<Program>,
-    pub(crate) ended: BTreeSet<OpId>,
+    /// Steps that have ended, by the number in their names.
+    pub(crate) ended: BTreeMap<OpId, String>,
     signals: Vec<String>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) blocked: Option<BlockKind>,
@@ -49,7 +52,7 @@ impl Watched {
         Ok(Self {
             run,
             program,
-            ended: BTreeSet::new(),
+            ended: BTreeMap::new(),
             signals: Vec::new(),
             outcome: None,
             blocked: None,
@@ -70,19 +73,28 @@ impl Watched {
             EventBody::TimerFired { timer } => Some(self.run.timer(*timer)),
             _ => None,
         };
+        if let EventBody::VersionMarked { change_id, version } = &event.body
+            && self.run.version(change_id).is_some()
+        {
+            return Err(format!("change {change_id} was marked again, as {version}"));
+        }
         // Gap-free, one start, epochs rise by claims, the end is last: the fold refuses all else.
         self.run.apply(event).map_err(|e| e.to_string())?;
         self.outcome = model::ended(&event.body);
         match &event.body {
-            EventBody::StepCompleted { step, result, .. } => {
-                let reported = facts.done.and_then(|d| d.steps.get(step));
-                let Some((_, reported)) = reported else { return Err(format!("step {step} never ran")) };
-                if reported != result {
-                    return Err(format!("the result of step {step} is not what was reported"));
-                }
-                self.end_step(*step)
+            EventBody::StepCompleted { step, name, result, .. } => {
+                reported(facts, *step, result)?;
+                self.end_step(*step, name)
             }
-            EventBody::StepFailed { step, retry_at: None, .. } => self.end_step(*step),
+            EventBody::StepResolved(said) => match &said.resolution {
+                Resolution::Completed(result) => {
+                    reported(facts, said.step, result)?;
+                    self.end_step(said.step, &said.name)
+                }
+                Resolution::Failed(_) => self.end_step(said.step, &said.name),
+                Resolution::Retry => Ok(()),
+            },
+            EventBody::StepFailed { step, name, retry_at: None, .. } => self.end_step(*step, name),
             EventBody::SignalReceived { signal_id, .. } => {
                 if self.signals.contains(signal_id) {
                     return Err(format!("signal {signal_id} was recorded twice"));
@@ -113,16 +125,38 @@ impl Watched {
         }
     }
 
-    fn end_step(&mut self, step: OpId) -> Result<(), String> {
-        if self.ended.insert(step) { Ok(()) } else { Err(format!("step {step} ended twice")) }
+    fn end_step(&mut self, step: OpId, name: &str) -> Result<(), String> {
+        match self.ended.insert(step, number_of(name).to_owned()) {
+            None => Ok(()),
+            Some(_) => Err(format!("step {step} ended twice")),
+        }
     }
 
     fn block(&mut self, kind: BlockKind) -> Result<(), String> {
         self.blocked = Some(kind);
         match (kind, &self.program.code) {
             (BlockKind::Nondeterminism, Code::Renamed { .. }) | (BlockKind::Poison, _) => Ok(()),
+            (BlockKind::Nondeterminism, _) if self.is_versioned() => Ok(()),
             (kind, code) => Err(format!("blocked for {kind:?}, but the builds differ in {code:?}")),
         }
+    }
+
+    /// Whether the step of this name ends in a final failure.
+    pub(crate) fn is_refused(&self, name: &str) -> bool {
+        fn refused(program: &Program, ops: &[Op], name: &str) -> bool {
+            ops.iter().any(|op| match op {
+                Op::Guarded { step, .. } => step.refused && program.step_name(step, Build::A) == name,
+                Op::Parallel(parts) | Op::Race(parts) => {
+                    parts.iter().any(|part| refused(program, part, name))
+                }
+                _ => false,
+            })
+        }
+        refused(&self.program, &self.program.ops, name)
+    }
+
+    pub(crate) fn is_versioned(&self) -> bool {
+        self.program.ops.iter().any(|op| matches!(op, Op::Version { .. }))
     }
 
     /// The tables beside the log say what the log says.
@@ -141,7 +175,7 @@ impl Watched {
     /// A parked run waits only for what will come: a timer or retry with a row, or a signal.
     pub(crate) fn parked(&self, history: &[Event], tables: &RunTables) -> Result<(), String> {
         let row = &tables.projection;
-        let mut model = Model::new(Arc::clone(&self.program), Build::of(&row.row.build_id));
+        let mut model = Model::new(Arc::clone(&self.program), Build::of(&row.row.build_id), history);
         for event in history {
             if model.apply(event).is_err() {
                 return Err("parked although the code cannot follow its history".to_owned());
@@ -150,7 +184,10 @@ impl Watched {
         let timer = |key: TimerKey| row.timers.iter().any(|t| t.key == key);
         for waits in model.waits() {
             let comes = match &waits {
-                Waits::Step(id) => timer(TimerKey::retry(*id)),
+                Waits::Step(id) => {
+                    let asked = |d: &Doubt| d.step == *id && d.policy == DoubtPolicy::AskHuman;
+                    timer(TimerKey::retry(*id)) || row.doubts.iter().any(asked)
+                }
                 Waits::Timer(id) => timer(TimerKey::timer(*id)),
                 Waits::Signal(name) => !model.has_signal(name),
             };
@@ -174,8 +211,10 @@ impl Watched {
             return Err(format!("it is the run of somebody else: {start:?}"));
         }
         for planned in &prediction.steps {
-            let of_nonce = |(id, (nonce, _)): (&OpId, &(String, Payload))| {
-                (*nonce == planned.nonce && self.ended.contains(id)).then_some(*id)
+            let of_nonce = |(id, ran): (&OpId, &BTreeMap<String, Payload>)| {
+                let number = planned.nonce.rsplit('.').next();
+                let ended = self.ended.get(id).map(String::as_str) == number;
+                (ran.contains_key(&planned.nonce) && ended).then_some(*id)
             };
             let ends: Vec<OpId> = done.steps.iter().filter_map(of_nonce).collect();
             if ends.len() > 1 || (planned.required && ends.is_empty()) {
@@ -206,6 +245,22 @@ impl Watched {
     }
 }
 
+/// The number in the name of a step, which is also the end of its nonce.
+fn number_of(name: &str) -> &str {
+    name.rsplit('-').next().unwrap_or(name)
+}
+
+/// What is recorded as a step's result was its result.
+fn reported(facts: &Facts<'_>, step: OpId, result: &Payload) -> Result<(), String> {
+    let Some(ran) = facts.done.and_then(|d| d.steps.get(&step)) else {
+        return Err(format!("step {step} never ran"));
+    };
+    match ran.values().any(|reported| reported == result) {
+        true => Ok(()),
+        false => Err(format!("the result of step {step} is not what was reported")),
+    }
+}
+
 fn fired(timer: TimerKey, due: Option<Timestamp>, facts: &Facts<'_>) -> Result<(), String> {
     match (timer.kind, due) {
         (_, None) => Err(format!("timer {timer:?} fired, and was not pending")),
@@ -221,6 +276,7 @@ fn last_attempt(history: &[Event], id: OpId) -> u32 {
         EventBody::StepCompleted { step, attempt, .. } | EventBody::StepFailed { step, attempt, .. } => {
             (*step == id).then_some(*attempt)
         }
+        EventBody::StepResolved(said) => (said.step == id).then_some(said.attempt),
         _ => None,
     });
     attempts.max().unwrap_or(0)

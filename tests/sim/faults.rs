@@ -45,7 +45,7 @@ impl Rates {
             reply_lost: rate(0.08),
             request_lost: rate(0.05),
             commit_late: rate(0.08),
-            reply_slow: rate(0.1),
+            reply_slow: rate(0.3),
             unavailable: rate(0.05),
             answer_lost: rate(0.05),
             hint_lost: rate(0.8),

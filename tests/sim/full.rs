@@ -50,6 +50,7 @@ impl Place {
             lease: Duration::from_secs(10),
             shared: false,
             hints_shared: false,
+            relays: false,
             seed: 1,
         };
         let mut place = Self {

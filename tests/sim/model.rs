@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use everstep_core::replay::{OpKind, Replay};
 use everstep_core::{
-    BlockKind, Blocked, CommitCommand, Duration, Event, EventBody, Failure, OpId, Payload, Seq, TimerKind,
-    Timestamp,
+    BlockKind, Blocked, CommitCommand, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload,
+    Resolution, RetryPolicy, Seq, TimerKind, Timestamp,
 };
 use everstep_tests::program::{
-    self, Build, End, Op, POISON, Program, Step, UNCAUGHT, Wish, failure_line, signal_line, sleep_line,
-    step_line, won_line,
+    self, Build, Doubt, End, IN_DOUBT, Op, POISON, Program, Step, UNCAUGHT, Wish, failure_line, signal_line,
+    sleep_line, step_line, version_line, won_line,
 };
 
 /// An attempt that the workflow wants.
@@ -27,6 +27,8 @@ pub(crate) struct Attempt {
     pub(crate) name: String,
     pub(crate) attempt: u32,
     pub(crate) not_before: Option<Timestamp>,
+    /// Set for a guarded step: its start has to be durable first.
+    pub(crate) guard: Option<DoubtPolicy>,
 }
 
 /// Something that a workflow wants done.
@@ -66,6 +68,10 @@ struct StepOp {
     retry_at: Option<Timestamp>,
     line: Option<String>,
     in_flight: bool,
+    guard: Option<Doubt>,
+    /// A guarded attempt is recorded as begun only.
+    begun: bool,
+    doubt: Option<u32>,
 }
 
 struct TimerOp {
@@ -92,6 +98,10 @@ enum Part {
     Signal(String),
     Parallel(Vec<(Sequence, bool)>),
     Race(Vec<Sequence>),
+    /// The step of a version that has one more.
+    Version(OpId),
+    /// A version that has nothing more.
+    Unchanged,
     Never,
 }
 
@@ -111,6 +121,16 @@ struct Core {
     signals: BTreeMap<String, VecDeque<(Seq, String)>>,
     cancel_requested: bool,
     activation: u64,
+    versions: Versions,
+}
+
+/// What a history says about versions, and what was chosen since.
+#[derive(Default)]
+struct Versions {
+    known: BTreeMap<String, u32>,
+    /// The greatest operation that it speaks of.
+    last: u32,
+    fresh: Vec<CommitCommand>,
 }
 
 /// One run of a program in one build.
@@ -133,7 +153,8 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    pub(crate) fn new(program: Arc<Program>, build: Build) -> Self {
+    /// A run whose history is known to be this one. Apply it.
+    pub(crate) fn new(program: Arc<Program>, build: Build, history: &[Event]) -> Self {
         let body = Some(Sequence::new(program.ops.clone()));
         let core = Core {
             program,
@@ -144,6 +165,7 @@ impl Model {
             signals: BTreeMap::new(),
             cancel_requested: false,
             activation: 0,
+            versions: Versions::of(history),
         };
         Self { core, body, done: 0, finish: None, obstacle: None }
     }
@@ -220,8 +242,9 @@ impl Model {
         fresh.sort_unstable();
         fresh.dedup();
         let operations = &mut self.core.operations;
-        let mut work: Vec<Work> =
-            fresh.into_iter().filter_map(|id| work_of(id, &mut operations[id.0 as usize - 1])).collect();
+        let marks = std::mem::take(&mut self.core.versions.fresh);
+        let mut work: Vec<Work> = marks.into_iter().map(Work::Command).collect();
+        work.extend(fresh.into_iter().filter_map(|id| work_of(id, &mut operations[id.0 as usize - 1])));
         work.extend(self.finish.take().map(Work::Finish));
         work
     }
@@ -235,6 +258,11 @@ impl Model {
         all
     }
 
+    /// A guarded attempt is recorded as begun, and nobody says how it stands.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.core.operations.iter().any(|op| matches!(op, Operation::Step(step) if step.begun))
+    }
+
     /// Whether a signal of this name is there that nobody has taken.
     pub(crate) fn has_signal(&self, name: &str) -> bool {
         self.core.signals.get(name).is_some_and(|s| !s.is_empty())
@@ -244,21 +272,44 @@ impl Model {
 impl Core {
     fn note(&mut self, event: &Event) {
         match &event.body {
-            EventBody::StepStarted { step, attempt, .. } => {
+            EventBody::StepStarted { step, attempt, in_doubt, .. } => {
                 if let Some(op) = self.step(*step) {
                     op.recorded = op.recorded.max(*attempt);
+                    (op.begun, op.doubt) = (in_doubt.is_some(), None);
                 }
+            }
+            EventBody::StepInDoubt { step, attempt, .. } => {
+                if let Some(op) = self.step(*step) {
+                    op.recorded = op.recorded.max(*attempt);
+                    (op.begun, op.doubt, op.in_flight) = (false, Some(*attempt), false);
+                }
+                self.fresh.push(*step);
+            }
+            EventBody::StepResolved(said) => {
+                if let Some(op) = self.step(said.step) {
+                    (op.doubt, op.in_flight) = (None, false);
+                    op.line = match &said.resolution {
+                        Resolution::Completed(result) => Some(line_of(result)),
+                        Resolution::Failed(failure) => Some(failure_line(&failure.kind, &failure.message)),
+                        Resolution::Retry => None,
+                    };
+                }
+                self.fresh.push(said.step);
+            }
+            EventBody::VersionMarked { change_id, version } => {
+                self.versions.known.insert(change_id.clone(), *version);
             }
             EventBody::StepCompleted { step, attempt, result, .. } => {
                 if let Some(op) = self.step(*step) {
                     op.recorded = op.recorded.max(*attempt);
-                    let text: Result<String, _> = serde_json::from_slice(&result.data);
-                    op.line = Some(text.map_or_else(|e| e.to_string(), |text| step_line(&text)));
+                    (op.begun, op.doubt) = (false, None);
+                    op.line = Some(line_of(result));
                 }
             }
             EventBody::StepFailed { step, attempt, failure, retry_at, .. } => {
                 if let Some(op) = self.step(*step) {
                     op.recorded = op.recorded.max(*attempt);
+                    (op.begun, op.doubt) = (false, None);
                     op.in_flight = false;
                     op.retry_at = *retry_at;
                     if retry_at.is_none() {
@@ -335,20 +386,14 @@ impl Core {
 
     fn begin(&mut self, op: Op) -> Part {
         match op {
-            Op::Step(step) => {
-                let name = self.program.step_name(&step, self.build);
-                let id = self.replay.build(OpKind::Step(name.clone()), Location::caller());
-                self.operations.push(Operation::Step(StepOp {
-                    step: Arc::new(step),
-                    name,
-                    dropped: false,
-                    recorded: 0,
-                    retry_at: None,
-                    line: None,
-                    in_flight: false,
-                }));
-                self.fresh.push(id);
-                Part::Step(id)
+            Op::Step(step) => Part::Step(self.begin_step(step, None)),
+            Op::Guarded { step, doubt } => Part::Step(self.begin_step(step, Some(doubt))),
+            Op::Version { change, step } => {
+                if self.build == Build::B && self.version(change) == 1 {
+                    Part::Version(self.begin_step(step, None))
+                } else {
+                    Part::Unchanged
+                }
             }
             Op::Sleep { nonce, us } => {
                 let id = self.replay.build(OpKind::Timer, Location::caller());
@@ -374,12 +419,49 @@ impl Core {
         }
     }
 
+    fn begin_step(&mut self, step: Step, guard: Option<Doubt>) -> OpId {
+        let name = self.program.step_name(&step, self.build);
+        let id = self.replay.build(OpKind::Step(name.clone()), Location::caller());
+        self.operations.push(Operation::Step(StepOp {
+            step: Arc::new(step),
+            name,
+            dropped: false,
+            recorded: 0,
+            retry_at: None,
+            line: None,
+            in_flight: false,
+            guard,
+            begun: false,
+            doubt: None,
+        }));
+        self.fresh.push(id);
+        id
+    }
+
+    /// A marked version stays; code that the history has passed goes on as before the change.
+    fn version(&mut self, change_id: String) -> u32 {
+        if let Some(version) = self.versions.known.get(&change_id) {
+            return *version;
+        }
+        let version = u32::from(self.versions.last as usize <= self.replay.len());
+        if version == 1 {
+            self.versions.fresh.push(CommitCommand::MarkVersion { change_id: change_id.clone(), version });
+        }
+        self.versions.known.insert(change_id, version);
+        version
+    }
+
     fn poll_part(&mut self, part: &mut Part) -> Option<Vec<String>> {
         match part {
             Part::Step(id) => {
                 let line = self.step(*id)?.line.clone()?;
                 Some(vec![line])
             }
+            Part::Version(id) => {
+                let line = self.step(*id)?.line.clone()?;
+                Some(vec![version_line(1), line])
+            }
+            Part::Unchanged => Some(vec![version_line(0)]),
             Part::Sleep(id, nonce) => match &self.operations[id.0 as usize - 1] {
                 Operation::Timer(timer) if timer.fired => Some(vec![sleep_line(nonce)]),
                 _ => None,
@@ -410,7 +492,7 @@ impl Core {
     /// Nobody waits for what the sequence holds any more.
     fn drop_sequence(&mut self, sequence: &Sequence) {
         match &sequence.current {
-            Some(Part::Step(id)) => {
+            Some(Part::Step(id) | Part::Version(id)) => {
                 if let Some(step) = self.step(*id) {
                     step.dropped = true;
                 }
@@ -418,7 +500,7 @@ impl Core {
             Some(Part::Sleep(id, _)) => self.drop_timer(*id),
             Some(Part::Parallel(branches)) => branches.iter().for_each(|(b, _)| self.drop_sequence(b)),
             Some(Part::Race(arms)) => arms.iter().for_each(|arm| self.drop_sequence(arm)),
-            Some(Part::Signal(_) | Part::Never) | None => {}
+            Some(Part::Signal(_) | Part::Unchanged | Part::Never) | None => {}
         }
     }
 
@@ -443,11 +525,62 @@ impl Core {
     }
 }
 
+impl Versions {
+    fn of(history: &[Event]) -> Self {
+        let mut versions = Self::default();
+        for event in history {
+            if let EventBody::VersionMarked { change_id, version } = &event.body {
+                versions.known.insert(change_id.clone(), *version);
+            }
+            let op = match &event.body {
+                EventBody::StepStarted { step, .. }
+                | EventBody::StepInDoubt { step, .. }
+                | EventBody::StepCompleted { step, .. }
+                | EventBody::StepFailed { step, .. } => step.0,
+                EventBody::StepResolved(said) => said.step.0,
+                EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => timer.0,
+                EventBody::TimerFired { timer } => timer.id,
+                _ => 0,
+            };
+            versions.last = versions.last.max(op);
+        }
+        versions
+    }
+}
+
+fn policy_of(doubt: Doubt) -> DoubtPolicy {
+    match doubt {
+        Doubt::Retry => DoubtPolicy::Retry,
+        Doubt::Fail => DoubtPolicy::Fail,
+        Doubt::AskHuman => DoubtPolicy::AskHuman,
+    }
+}
+
+fn line_of(result: &Payload) -> String {
+    let text: Result<String, _> = serde_json::from_slice(&result.data);
+    text.map_or_else(|e| e.to_string(), |text| step_line(&text))
+}
+
 fn work_of(id: OpId, operation: &mut Operation) -> Option<Work> {
     match operation {
         Operation::Step(op) => {
             if op.in_flight || op.line.is_some() || op.dropped {
                 return None;
+            }
+            match (op.doubt, op.guard) {
+                (Some(_), Some(Doubt::AskHuman)) => return None,
+                (Some(attempt), Some(Doubt::Fail)) => {
+                    op.in_flight = true;
+                    return Some(Work::Command(CommitCommand::FailStep {
+                        step: id,
+                        name: op.name.clone(),
+                        attempt,
+                        elapsed: Duration::ZERO,
+                        failure: Failure::new(IN_DOUBT, "").non_retryable(),
+                        policy: RetryPolicy::none(),
+                    }));
+                }
+                (None, _) | (Some(_), Some(Doubt::Retry) | None) => {}
             }
             op.in_flight = true;
             Some(Work::Attempt(Attempt {
@@ -456,6 +589,7 @@ fn work_of(id: OpId, operation: &mut Operation) -> Option<Work> {
                 name: op.name.clone(),
                 attempt: op.recorded + 1,
                 not_before: op.retry_at,
+                guard: op.guard.map(policy_of),
             }))
         }
         Operation::Timer(op) => {
@@ -479,14 +613,14 @@ fn work_of(id: OpId, operation: &mut Operation) -> Option<Work> {
 
 fn waits_of(sequence: &Sequence, all: &mut Vec<Waits>) {
     match &sequence.current {
-        Some(Part::Step(id)) => all.push(Waits::Step(*id)),
+        Some(Part::Step(id) | Part::Version(id)) => all.push(Waits::Step(*id)),
         Some(Part::Sleep(id, _)) => all.push(Waits::Timer(*id)),
         Some(Part::Signal(name)) => all.push(Waits::Signal(name.clone())),
         Some(Part::Parallel(branches)) => {
             branches.iter().filter(|(_, ended)| !ended).for_each(|(b, _)| waits_of(b, all));
         }
         Some(Part::Race(arms)) => arms.iter().for_each(|arm| waits_of(arm, all)),
-        Some(Part::Never) | None => {}
+        Some(Part::Unchanged | Part::Never) | None => {}
     }
 }
 

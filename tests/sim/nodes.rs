@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use everstep_core::{Duration, Epoch, NodeId, QueueKey, Rejection, RunId, Seq, Timestamp};
+use everstep_core::{
+    CommandId, Duration, Epoch, EventBody, NodeId, QueueKey, Rejection, RunId, Seq, Timestamp,
+};
 use everstep_dispatch::{Delivery, Notice, TaskHint};
 use everstep_engine::node::{Input, Node, NodeConfig, Output};
 use everstep_engine::{Error as EngineError, Started, WorkerOut};
@@ -71,8 +73,14 @@ impl World {
         seat.life += 1;
         seat.pulls.clear();
         seat.clock = NodeClock { base: db, at_us: us, last: db };
-        seat.node =
-            Some(Node::new(NodeConfig { node_id: seat.id, lease: LEASE, shared, hints_shared, seed }));
+        seat.node = Some(Node::new(NodeConfig {
+            node_id: seat.id,
+            lease: LEASE,
+            shared,
+            hints_shared,
+            relays: false,
+            seed,
+        }));
         let life = seat.life;
         self.soon(Coming::Sweep { node, life });
         self.soon(Coming::Timers { node, life });
@@ -174,6 +182,24 @@ impl World {
         }
     }
 
+    /// What a person was told of a step in doubt.
+    fn resolved(&mut self, run: RunId, id: CommandId, result: &Result<(), EngineError>) {
+        let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
+        let said = history.iter().any(|e| e.command_id == id && matches!(e.body, EventBody::StepResolved(_)));
+        match result {
+            Ok(()) if !said => {
+                self.fail(&format!("a step of run {run} was resolved, and the log says nothing"))
+            }
+            // The code was faster, or the run has ended.
+            Err(EngineError::Rejected(Rejection::StepNotInDoubt { .. } | Rejection::RunClosed { .. }))
+                if said =>
+            {
+                self.fail(&format!("a step of run {run} was resolved, and somebody was told otherwise"));
+            }
+            _ => {}
+        }
+    }
+
     fn started(&mut self, request: u64, result: Result<Started, EngineError>) {
         let Some((client, Ask::Start(_))) = self.asked.remove(&request) else { return };
         if let Ok(started) = &result {
@@ -191,6 +217,9 @@ impl World {
     }
 
     fn command_done(&mut self, request: u64, result: Result<(), EngineError>) {
+        if let Some((run, id)) = self.resolving.remove(&request) {
+            return self.resolved(run, id, &result);
+        }
         let Some((client, Ask::Command { run, body, .. })) = self.asked.remove(&request) else { return };
         if result.is_ok() {
             let history = self.store.truth().read_events_sync(run, 0, usize::MAX);

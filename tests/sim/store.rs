@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, RunRow, Seq, SessionId, TimerKey, Timestamp};
+use everstep_core::{
+    Duration, Event, NodeId, OpId, QueueKey, RunId, RunRow, Seq, SessionId, TimerKey, Timestamp,
+};
 use everstep_store::{
-    Append, AppendReply, Backlog, Catalog, ClaimedTimers, Error, Inspect, Log, MemoryStore, Namespace,
-    PageToken, RunFilter, RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict, WakePage,
-    WakeRows, WakeTable,
+    Append, AppendReply, Backlog, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Log,
+    MemoryStore, Namespace, PageToken, RunFilter, RunRecord, RunTables, SessionRow, Sessions, StartRecord,
+    Sweep, Verdict, WakePage, WakeRows, WakeTable,
 };
 use everstep_tests::program::Dice;
 
@@ -192,6 +194,19 @@ impl Catalog for SimStore {
 
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
         self.ask(|store| store.run_tables_sync(run))
+    }
+
+    async fn list_doubts(
+        &self,
+        filter: &DoubtFilter,
+        after: Option<(RunId, OpId)>,
+        limit: usize,
+    ) -> Result<Vec<DoubtRecord>, Error> {
+        self.inner.list_doubts(filter, after, limit).await
+    }
+
+    async fn count_doubts(&self) -> Result<u64, Error> {
+        self.inner.count_doubts().await
     }
 
     async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use everstep_core::{BlockKind, EventBody, RunId};
 use everstep_store::WakeRows;
+use everstep_tests::program::IN_DOUBT;
 
 use crate::check::{Done, Facts, Watched};
 use crate::worker;
@@ -52,6 +53,10 @@ totals! {
     parked = "a parked run";
     blocked_nondeterminism = "a run blocked for nondeterminism";
     blocked_poison = "a run blocked as poison";
+    doubts = "a step in doubt";
+    resolved = "a step that a person resolved";
+    given_up = "a step whose code gave up a doubt";
+    marked = "a marked version";
     failed = "a failed run";
     canceled = "a canceled run";
     terminated = "a terminated run";
@@ -83,6 +88,12 @@ impl World {
             let total = match &event.body {
                 EventBody::RunBlocked(b) if b.kind == BlockKind::Poison => &mut self.totals.blocked_poison,
                 EventBody::RunBlocked(_) => &mut self.totals.blocked_nondeterminism,
+                EventBody::StepInDoubt { .. } => &mut self.totals.doubts,
+                EventBody::StepResolved(_) => &mut self.totals.resolved,
+                EventBody::StepFailed { failure, .. } if failure.kind == IN_DOUBT => {
+                    &mut self.totals.given_up
+                }
+                EventBody::VersionMarked { .. } => &mut self.totals.marked,
                 EventBody::RunFailed { .. } => &mut self.totals.failed,
                 EventBody::RunCanceled { .. } => &mut self.totals.canceled,
                 EventBody::RunTerminated { .. } => &mut self.totals.terminated,

@@ -29,6 +29,8 @@ pub(crate) struct Held {
     unacked: Vec<WorkerCommit>,
     /// Attempts that run, and when they show as started.
     running: BTreeMap<OpId, (Attempt, Option<u64>)>,
+    /// Guarded attempts whose start is on its way to the log.
+    starting: BTreeMap<OpId, Attempt>,
     /// Attempts that wait for their instant, or for the lease: those have no row that would wake a parked run.
     waiting: BTreeMap<OpId, Waiting>,
     /// The end of a step that the model knows before it is recorded.
@@ -57,6 +59,8 @@ struct Waiting {
     at_us: u64,
     attempt: Attempt,
     for_lease: bool,
+    /// Its start is durable.
+    started: bool,
 }
 
 /// What a worker wants of the world.
@@ -178,6 +182,7 @@ impl Worker {
                 }
                 Vec::new()
             }
+            WorkerOut::Ask { .. } => unreachable!("these workers do not say that they answer"),
             WorkerOut::Drain => Vec::new(),
             WorkerOut::SessionClosed { .. } => {
                 self.drop_all();
@@ -221,12 +226,13 @@ impl Worker {
         };
         let held = Held {
             epoch,
-            model: Model::new(Arc::clone(&program), self.build),
+            model: Model::new(Arc::clone(&program), self.build, history),
             program,
             seen: 0,
             number: 0,
             unacked: Vec::new(),
             running: BTreeMap::new(),
+            starting: BTreeMap::new(),
             waiting: BTreeMap::new(),
             ahead: None,
             called: false,
@@ -248,6 +254,9 @@ impl Worker {
                 return self.give_up(run_id, obstacle);
             }
         }
+        if held.model.has_begun() {
+            return self.give_up(run_id, Obstacle::Panicked("a guarded attempt is under way".to_owned()));
+        }
         Vec::new()
     }
 
@@ -260,7 +269,7 @@ impl Worker {
     ) -> Vec<Act> {
         let Some(held) = self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch) else { return Vec::new() };
         held.unacked.retain(|c| c.number > committed);
-        let mut recorded = Vec::new();
+        let (mut recorded, mut started) = (Vec::new(), Vec::new());
         for event in events {
             if event.seq <= held.seen {
                 continue;
@@ -292,12 +301,20 @@ impl Worker {
             if let Err(obstacle) = held.apply(event, now_us) {
                 return self.give_up(run_id, obstacle);
             }
+            started.extend(held.note_guarded(event));
         }
         if let Some(ahead) = held.ahead.take_if(|ahead| ahead.number <= committed) {
             let other = format!("{:?} is recorded otherwise than told", ahead.end);
             return self.give_up(run_id, Obstacle::Panicked(other));
         }
-        recorded.into_iter().flat_map(|attempt| self.begin(run_id, attempt, now_us)).collect()
+        let mut acts = Vec::new();
+        for attempt in recorded {
+            acts.extend(self.begin(run_id, attempt, now_us));
+        }
+        for attempt in started {
+            acts.extend(self.begin_started(run_id, attempt, now_us));
+        }
+        acts
     }
 
     /// The code cannot go on here: the run is given back, or blocked.
@@ -307,6 +324,7 @@ impl Worker {
         held.given_up = true;
         held.leaving = true;
         held.running.clear();
+        held.starting.clear();
         held.waiting.clear();
         let command = match obstacle {
             Obstacle::Panicked(reason) => CommitCommand::Release { reason },
@@ -326,7 +344,12 @@ impl Worker {
             if show_at.is_some_and(|at| at <= now_us) {
                 *show_at = None;
                 let (step, name) = (attempt.id, attempt.name.clone());
-                commands.push(CommitCommand::StartStep { step, name, attempt: attempt.attempt });
+                commands.push(CommitCommand::StartStep {
+                    step,
+                    name,
+                    attempt: attempt.attempt,
+                    in_doubt: None,
+                });
             }
         }
         let mut acts = held.commit(run_id, commands);
@@ -335,7 +358,10 @@ impl Worker {
         for id in due {
             let waited = self.runs.get_mut(&run_id).and_then(|h| h.waiting.remove(&id));
             if let Some(waited) = waited {
-                acts.extend(self.begin(run_id, waited.attempt, now_us));
+                acts.extend(match waited.started {
+                    true => self.begin_started(run_id, waited.attempt, now_us),
+                    false => self.begin(run_id, waited.attempt, now_us),
+                });
             }
         }
         acts.extend(self.go_on(run_id, now_us));
@@ -344,9 +370,10 @@ impl Worker {
 
     /// Does whatever the run's workflow wants and is not done or on its way.
     fn go_on(&mut self, run_id: RunId, now_us: u64) -> Vec<Act> {
+        let may_start = self.may_start(now_us);
         let Some(held) = self.runs.get_mut(&run_id).filter(|h| !h.leaving) else { return Vec::new() };
         let mut acts = Vec::new();
-        let (commands, attempts) = held.wanted();
+        let (commands, attempts) = held.wanted(may_start, now_us);
         for attempt in attempts {
             acts.extend(self.begin(run_id, attempt, now_us));
         }
@@ -365,11 +392,34 @@ impl Worker {
         let due_us = held.until(attempt.not_before.map_or(0, |at| at.as_micros()), now_us);
         if due_us > 0 || !may_start {
             let at_us = now_us + if due_us > 0 { due_us } else { self.lease_us.max(1_000) / 10 };
-            held.waiting.insert(attempt.id, Waiting { at_us, attempt, for_lease: due_us == 0 });
+            let for_lease = due_us == 0;
+            held.waiting.insert(attempt.id, Waiting { at_us, attempt, for_lease, started: false });
             return vec![Act::Later { run, epoch, at_us }];
         }
+        if attempt.guard.is_some() {
+            let start = held.start_of(attempt);
+            return held.commit(run, vec![start]);
+        }
+        self.execute(run, attempt, now_us)
+    }
+
+    /// The start of a guarded attempt is durable.
+    fn begin_started(&mut self, run: RunId, attempt: Attempt, now_us: u64) -> Vec<Act> {
+        if self.may_start(now_us) {
+            return self.execute(run, attempt, now_us);
+        }
+        let at_us = now_us + self.lease_us.max(1_000) / 10;
+        let Some(held) = self.runs.get_mut(&run) else { return Vec::new() };
+        let epoch = held.epoch;
+        held.waiting.insert(attempt.id, Waiting { at_us, attempt, for_lease: true, started: true });
+        vec![Act::Later { run, epoch, at_us }]
+    }
+
+    fn execute(&mut self, run: RunId, attempt: Attempt, now_us: u64) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run) else { return Vec::new() };
+        let epoch = held.epoch;
         let mut acts = Vec::new();
-        let slow = attempt.step.slow_us > SHOW_STARTED_US;
+        let slow = attempt.step.slow_us > SHOW_STARTED_US && attempt.guard.is_none();
         let show_at = slow.then_some(now_us + SHOW_STARTED_US);
         acts.extend(show_at.map(|at_us| Act::Later { run, epoch, at_us }));
         held.running.insert(attempt.id, (attempt.clone(), show_at));
@@ -379,6 +429,7 @@ impl Worker {
 
     /// An attempt has ended.
     pub(crate) fn executed(&mut self, run: RunId, epoch: Epoch, attempt: &Attempt, now_us: u64) -> Vec<Act> {
+        let may_start = self.may_start(now_us);
         let Some(held) = self.runs.get_mut(&run).filter(|h| h.epoch == epoch) else { return Vec::new() };
         if held.running.remove(&attempt.id).is_none() || held.leaving {
             return Vec::new();
@@ -410,7 +461,7 @@ impl Worker {
         };
         let ahead = matches!(command, CommitCommand::CompleteStep { .. });
         let mut acts = match held.may_go_ahead(now_us).filter(|_| ahead && self.welcomed) {
-            Some(at) => match held.go_ahead(run, command, at) {
+            Some(at) => match held.go_ahead(run, command, at, (may_start, now_us)) {
                 Ok(acts) => acts,
                 Err((mut acts, obstacle)) => {
                     acts.extend(self.give_up(run, obstacle));
@@ -430,11 +481,35 @@ impl Held {
         self.clock = Some((event.at.as_micros(), now_us));
         self.called |=
             matches!(event.body, EventBody::SignalReceived { .. } | EventBody::CancelRequested { .. });
+        self.called |= matches!(event.body, EventBody::StepResolved(_));
         self.model.apply(event)
     }
 
+    /// A guarded attempt whose start is recorded now; and what a person has made needless is forgotten.
+    fn note_guarded(&mut self, event: &Event) -> Option<Attempt> {
+        match &event.body {
+            EventBody::StepStarted { step, attempt, in_doubt: Some(_), .. } if event.epoch == self.epoch => {
+                let this = self.starting.get(step).is_some_and(|a| a.attempt == *attempt);
+                this.then(|| self.starting.remove(step)).flatten()
+            }
+            EventBody::StepResolved(said) => {
+                self.starting.remove(&said.step);
+                self.waiting.remove(&said.step);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn start_of(&mut self, attempt: Attempt) -> CommitCommand {
+        let (step, name, number) = (attempt.id, attempt.name.clone(), attempt.attempt);
+        let in_doubt = attempt.guard;
+        self.starting.insert(step, attempt);
+        CommitCommand::StartStep { step, name, attempt: number, in_doubt }
+    }
+
     /// What the model wants and nobody does yet: to be recorded, and to be run.
-    fn wanted(&mut self) -> (Vec<CommitCommand>, Vec<Attempt>) {
+    fn wanted(&mut self, may_start: bool, now_us: u64) -> (Vec<CommitCommand>, Vec<Attempt>) {
         let (mut commands, mut attempts) = (Vec::new(), Vec::new());
         for work in self.model.take_work() {
             match work {
@@ -443,7 +518,14 @@ impl Held {
                     self.leaving = true;
                     commands.push(command);
                 }
-                Work::Attempt(attempt) => attempts.push(attempt),
+                Work::Attempt(attempt) => {
+                    let due_us = self.until(attempt.not_before.map_or(0, |at| at.as_micros()), now_us);
+                    if attempt.guard.is_some() && may_start && due_us == 0 {
+                        commands.push(self.start_of(attempt));
+                    } else {
+                        attempts.push(attempt);
+                    }
+                }
             }
         }
         (commands, attempts)
@@ -453,7 +535,8 @@ impl Held {
     fn may_go_ahead(&self, now_us: u64) -> Option<Timestamp> {
         let (last, heard) = self.clock?;
         let since = now_us - heard;
-        let quiet = self.running.is_empty() && self.waiting.is_empty() && self.unacked.is_empty();
+        let begins = !self.waiting.is_empty() || !self.starting.is_empty();
+        let quiet = self.running.is_empty() && !begins && self.unacked.is_empty();
         let calm = !self.called && !self.leaving && since < RECKON_US && self.ahead.is_none();
         (quiet && calm)
             .then(|| Timestamp::from_micros(last).after(Duration::from_micros(since - since / 1_000)))
@@ -464,6 +547,7 @@ impl Held {
         run: RunId,
         end: CommitCommand,
         at: Timestamp,
+        (may_start, now_us): (bool, u64),
     ) -> Result<Vec<Act>, (Vec<Act>, Obstacle)> {
         let CommitCommand::CompleteStep { step, name, attempt, elapsed, result } = end.clone() else {
             return Ok(self.commit(run, vec![end]));
@@ -479,7 +563,7 @@ impl Held {
         if let Err(obstacle) = self.model.apply(&event) {
             return Err((self.commit(run, vec![end]), obstacle));
         }
-        let (more, attempts) = self.wanted();
+        let (more, attempts) = self.wanted(may_start, now_us);
         let commands = std::iter::once(end.clone()).chain(more).collect();
         self.ahead = Some(Ahead { number: self.number + 1, event, end, attempts });
         Ok(self.commit_at(run, commands, Some(at)))
@@ -495,7 +579,7 @@ impl Held {
     fn leave_if_idle(&mut self, run: RunId, park_after_us: u64, now_us: u64) -> Vec<Act> {
         let soon = now_us + park_after_us;
         let attempt_soon = self.waiting.values().any(|w| w.at_us <= soon || w.for_lease);
-        let busy = !self.running.is_empty() || !self.unacked.is_empty();
+        let busy = !self.running.is_empty() || !self.unacked.is_empty() || !self.starting.is_empty();
         if self.leaving || !self.model.is_waiting() || busy || attempt_soon {
             self.idle_since = None;
             return Vec::new();

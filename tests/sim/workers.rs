@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use everstep_core::{Epoch, RunId, WorkerInfo};
+use everstep_core::{Epoch, EventBody, RunId, WorkerInfo};
 use everstep_engine::node::Input;
 use everstep_engine::{Hello, WorkerIn, WorkerOut};
 use everstep_tests::program::Build;
@@ -142,6 +142,8 @@ impl World {
         let hello = Hello {
             namespace: seat.namespace.to_owned(),
             task_queues: vec!["default".to_owned()],
+            workflow_types: Vec::new(),
+            asks: false,
             worker: WorkerInfo { identity: format!("w{worker}"), build_id: w.build_id().to_owned() },
             run_slots: 4,
             resume: w.session,
@@ -297,25 +299,42 @@ impl World {
         }
     }
 
+    /// The start of a guarded attempt stands in the log.
+    fn is_durable(&self, run: RunId, epoch: Epoch, wanted: &Attempt) -> bool {
+        let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
+        history.iter().filter(|e| e.epoch == epoch).any(|e| match &e.body {
+            EventBody::StepStarted { step, attempt, in_doubt: Some(_), .. } => {
+                (*step, *attempt) == (wanted.id, wanted.attempt)
+            }
+            _ => false,
+        })
+    }
+
     /// The effect itself: this is what must not happen once its result is recorded.
     fn execute(&mut self, run: RunId, epoch: Epoch, attempt: &Attempt) {
         let (id, number) = (attempt.id, attempt.attempt);
         // Leases are counted by the database's clock. Setting it forward ends them early, which is said in the
         // operator's manual; nothing else may.
         let sound = self.us() >= self.leases_unsound_until || self.us() >= HEAL_US;
-        if sound && self.watched.get(&run).is_some_and(|w| w.ended.contains(&id)) {
+        if sound && self.watched.get(&run).is_some_and(|w| w.ended.contains_key(&id)) {
             self.fail(&format!("{run} {id} runs after its end was recorded"));
         }
         if !self.executions.insert((run, id, number, epoch)) {
             self.fail(&format!("{run} {id} attempt {number} runs twice under epoch {epoch}"));
         }
+        if attempt.guard.is_some() && !self.is_durable(run, epoch, attempt) {
+            self.fail(&format!(
+                "{run} {id} attempt {number} is guarded, and runs before its start is recorded"
+            ));
+        }
         *self.executed.entry((run, id)).or_default() += 1;
         let nonce = attempt.step.nonce.clone();
-        let steps = &mut self.done.entry(run).or_default().steps;
-        if let Some((before, _)) = steps.get(&id).filter(|(before, _)| *before != nonce) {
+        let versioned = self.watched.get(&run).is_some_and(|w| w.is_versioned());
+        let ran = self.done.entry(run).or_default().steps.entry(id).or_default();
+        if let Some(before) = ran.keys().find(|before| !versioned && **before != nonce) {
             let before = before.clone();
             self.fail(&format!("{run} {id} was {before} and is {nonce}"));
         }
-        steps.insert(id, (nonce, result_of(attempt)));
+        ran.insert(nonce, result_of(attempt));
     }
 }

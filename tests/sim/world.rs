@@ -6,7 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use everstep_core::{Duration, Epoch, NodeId, OpId, RunId, Seq, Timestamp};
+use everstep_core::{
+    CommandBody, CommandId, Doubt, DoubtPolicy, Duration, Epoch, NodeId, OpId, Resolution, RunId, Seq,
+    Timestamp,
+};
 use everstep_dispatch::TaskHint;
 use everstep_engine::WorkerOut;
 use everstep_engine::node::{Input, Output};
@@ -32,6 +35,8 @@ pub(crate) const MARGIN_US: u64 = 600_000;
 pub(crate) const HEAL_US: u64 = 60_000_000;
 /// From then on, an operator looks after blocked runs so often.
 const OPERATOR_US: u64 = 15_000_000;
+/// So often somebody looks after steps in doubt.
+const RESOLVE_US: u64 = 4_000_000;
 /// Every run has to be closed by then.
 const END_US: u64 = 600_000_000;
 /// How long a world goes on when all runs have ended: what comes late must change nothing.
@@ -132,6 +137,8 @@ pub(crate) enum Coming {
     SetClock,
     /// Blocked runs get other code.
     Operator,
+    /// A person looks after steps in doubt.
+    Resolve,
     Heal,
 }
 
@@ -171,6 +178,8 @@ pub(crate) struct World {
     pub(crate) next_link: u64,
     next_request: u64,
     pub(crate) asked: BTreeMap<u64, (usize, Ask)>,
+    /// What a person has said of a step in doubt and was not answered yet.
+    pub(crate) resolving: BTreeMap<u64, (RunId, CommandId)>,
     pub(crate) executions: BTreeSet<(RunId, OpId, u32, Epoch)>,
     pub(crate) executed: BTreeMap<(RunId, OpId), u64>,
     pub(crate) done: BTreeMap<RunId, Done>,
@@ -210,6 +219,7 @@ impl World {
             next_link: 0,
             next_request: 0,
             asked: BTreeMap::new(),
+            resolving: BTreeMap::new(),
             executions: BTreeSet::new(),
             executed: BTreeMap::new(),
             done: BTreeMap::new(),
@@ -252,6 +262,7 @@ impl World {
         self.at(1_000_000, Coming::SetClock);
         self.at(HEAL_US, Coming::Heal);
         self.at(HEAL_US + 1_000_000, Coming::Operator);
+        self.at(RESOLVE_US, Coming::Resolve);
     }
 
     pub(crate) fn us(&self) -> u64 {
@@ -357,6 +368,7 @@ impl World {
             Coming::Impatient { client } => self.client_asks(client),
             Coming::SetClock => self.set_clock(),
             Coming::Operator => self.operator(),
+            Coming::Resolve => self.resolve(),
             Coming::Heal => self.store.heal(),
         }
     }
@@ -399,6 +411,44 @@ impl World {
             self.totals.deploys += 1;
             self.deploy(namespace, build);
         }
+    }
+
+    /// Somebody says what became of steps in doubt, also of some that their code would see to.
+    fn resolve(&mut self) {
+        self.at(self.us() + RESOLVE_US, Coming::Resolve);
+        let alive = self.alive();
+        let open: Vec<(RunId, Doubt)> = self
+            .watched
+            .iter()
+            .flat_map(|(run, watched)| watched.run.doubts().into_iter().map(|doubt| (*run, doubt)))
+            .collect();
+        for (run, doubt) in open {
+            let asked = doubt.policy == DoubtPolicy::AskHuman;
+            if alive.is_empty() || !self.dice.chance(if asked { 0.7 } else { 0.3 }) {
+                continue;
+            }
+            let known = self.done.get(&run).and_then(|done| done.steps.get(&doubt.step));
+            // Nobody can know the result of what never ran; and who says one says what the step would have.
+            let result = known.filter(|_| asked && self.dice.chance(0.5)).and_then(|ran| ran.values().next());
+            let result = result.cloned();
+            let resolution = match result.filter(|_| !self.is_refused(run, &doubt)) {
+                Some(result) => Resolution::Completed(result),
+                None => Resolution::Retry,
+            };
+            let node = alive[self.dice.below(alive.len() as u64) as usize];
+            self.next_request += 1;
+            let request = self.next_request;
+            let id = CommandId::from_uuid(Uuid::from_u128(u128::from(request) | (0xd0b7 << 100)));
+            let attempt = if self.dice.chance(0.5) { doubt.attempt } else { 0 };
+            let (step, note) = (doubt.step, "sim".to_owned());
+            let body = CommandBody::ResolveStep { step, attempt, resolution, note };
+            self.resolving.insert(request, (run, id));
+            self.feed(node, Input::Command { request, run, id, identity: "sim".into(), body });
+        }
+    }
+
+    fn is_refused(&self, run: RunId, doubt: &Doubt) -> bool {
+        self.watched.get(&run).is_some_and(|watched| watched.is_refused(&doubt.name))
     }
 
     fn client(&mut self, client: usize) {

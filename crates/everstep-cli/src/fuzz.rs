@@ -62,7 +62,12 @@ fn what_a_server_says() {
     check!().with_iterations(ITERATIONS).with_generator((numbers, bytes(16))).for_each(
         |((seconds, nanos, micros), data)| {
             let run_id = RunId::from_uuid(uuid::Uuid::nil());
-            let mut said = RunDescription { run_id, status: RunStatus::Running, run: Default::default() };
+            let mut said = RunDescription {
+                run_id,
+                status: RunStatus::Running,
+                in_doubt: Vec::new(),
+                run: Default::default(),
+            };
             said.run.started_at = Some(prost_types::Timestamp { seconds: *seconds, nanos: *nanos });
             said.run.closed_at = Some(prost_types::Timestamp { seconds: *seconds >> 20, nanos: *nanos });
             let shown = json::run(&said);

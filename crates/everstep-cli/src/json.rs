@@ -1,8 +1,13 @@
 //! Stable JSON of runs and events. Fields are added, never renamed.
 
+#[cfg(test)]
+mod tests;
+
 use chrono::{DateTime, SecondsFormat, Utc};
-use everstep::client::RunDescription;
-use everstep_core::{Actor, Duration, Event, EventBody, Failure, Payload, RunRow, Timestamp};
+use everstep::client::{RunDescription, StepInDoubt};
+use everstep_core::{
+    Actor, Doubt, Duration, Event, EventBody, Failure, Payload, Resolution, RunRow, StepResolved, Timestamp,
+};
 use serde_json::{Value, json};
 
 /// RFC 3339 in UTC with microseconds.
@@ -62,6 +67,16 @@ pub(crate) fn run(description: &RunDescription) -> Value {
         "epoch": r.epoch, "build_id": r.build_id, "blocked_reason": r.blocked_reason,
         "cancel_requested": r.cancel_requested, "history_events": r.history_events,
         "history_warning": r.history_warning,
+        "in_doubt_steps": description.in_doubt.iter().map(step_in_doubt).collect::<Vec<_>>(),
+    })
+}
+
+/// A step of which nobody knows whether it had its effect.
+pub(crate) fn step_in_doubt(s: &StepInDoubt) -> Value {
+    json!({
+        "run_id": s.run_id.to_string(), "workflow_id": s.workflow_id, "task_queue": s.task_queue,
+        "step_id": s.step_id, "step": s.name, "attempt": s.attempt, "policy": s.policy.as_str(),
+        "since": time(s.since),
     })
 }
 
@@ -93,12 +108,37 @@ pub(crate) fn event(e: &Event) -> Value {
     value
 }
 
+/// An attempt in doubt.
+pub(crate) fn doubt(d: &Doubt) -> Value {
+    json!({
+        "step_id": d.step.0, "step": d.name, "attempt": d.attempt, "policy": d.policy.as_str(), "since": time(d.since),
+    })
+}
+
+fn resolved(r: &StepResolved) -> Value {
+    let mut value = json!({"step_id": r.step.0, "step": r.name, "attempt": r.attempt, "note": r.note, "resolution": "retry"});
+    match &r.resolution {
+        Resolution::Completed(result) => {
+            value["resolution"] = "completed".into();
+            value["result"] = payload(result);
+        }
+        Resolution::Failed(f) => {
+            value["resolution"] = "failed".into();
+            value["failure"] = failure(f);
+        }
+        Resolution::Retry => {}
+    }
+    value
+}
+
 fn attributes(body: &EventBody) -> Value {
     match body {
         EventBody::RunStarted(s) => json!({
             "workflow_id": s.workflow_id, "workflow_type": s.workflow_type, "namespace": s.namespace,
             "task_queue": s.task_queue, "input": payload(&s.input), "request_id": s.request_id,
             "run_timeout_ms": s.run_timeout.map(millis), "traceparent": s.trace.traceparent,
+            // Text: a number of JSON does not hold 64 bits in every reader.
+            "seed": s.seed.to_string(),
         }),
         EventBody::WorkerAttached { session, worker } => json!({
             "session_id": session.to_string(), "worker": worker.identity, "build_id": worker.build_id,
@@ -111,9 +151,17 @@ fn attributes(body: &EventBody) -> Value {
                 Lost => json!({"reason": "lost"}),
             }
         }
-        EventBody::StepStarted { step, name, attempt } => {
+        EventBody::StepStarted { step, name, attempt, in_doubt } => {
+            let mut value = json!({"step_id": step.0, "step": name, "attempt": attempt});
+            if let Some(policy) = in_doubt {
+                value["in_doubt"] = policy.as_str().into();
+            }
+            value
+        }
+        EventBody::StepInDoubt { step, name, attempt } => {
             json!({"step_id": step.0, "step": name, "attempt": attempt})
         }
+        EventBody::StepResolved(r) => resolved(r),
         EventBody::StepCompleted { step, name, attempt, elapsed, result } => json!({
             "step_id": step.0, "step": name, "attempt": attempt, "elapsed_ms": millis(*elapsed),
             "result": payload(result),
@@ -130,6 +178,9 @@ fn attributes(body: &EventBody) -> Value {
         }
         EventBody::CancelRequested { reason } | EventBody::RunTerminated { reason } => {
             json!({"reason": reason})
+        }
+        EventBody::VersionMarked { change_id, version } => {
+            json!({"change_id": change_id, "version": version})
         }
         EventBody::RunBlocked(b) => json!({
             "block": format!("{:?}", b.kind), "at_seq": b.at_seq, "expected": b.expected, "produced": b.produced,

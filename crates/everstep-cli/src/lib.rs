@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use commands::{admin, bench, crash, demo, dev, doctor, migrate, run, server};
+use commands::{admin, bench, crash, demo, dev, doctor, migrate, run, server, step};
 use fail::Fail;
 
 /// Durable workflows: run the server, look at runs, try it out.
@@ -46,6 +46,9 @@ enum Command {
     /// Start, show and steer runs
     #[command(subcommand)]
     Run(run::Command),
+    /// See which steps are in doubt, and say what became of one
+    #[command(subcommand)]
+    Step(step::Command),
     /// Export and check a database without a server
     #[command(subcommand)]
     Admin(admin::Command),
@@ -142,6 +145,7 @@ async fn dispatch(command: Command) -> Result<(), Fail> {
         Command::Server(args) => server::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Run(command) => run::run(command).await,
+        Command::Step(command) => step::run(command).await,
         Command::Admin(command) => admin::run(command).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Demo(demo::Command::Crash(args)) => crash::run(args).await,

@@ -1,8 +1,8 @@
 //! Requests that may be rejected. Names are verb + noun.
 
 use crate::{
-    Actor, Blocked, CommandId, ConflictPolicy, Duration, Epoch, Failure, OpId, Payload, RetryPolicy,
-    ReusePolicy, Seq, SessionId, TimerKey, Timestamp, TraceContext, WorkerInfo,
+    Actor, Blocked, CommandId, ConflictPolicy, DoubtPolicy, Duration, Epoch, Failure, OpId, Payload,
+    Resolution, RetryPolicy, ReusePolicy, Seq, SessionId, TimerKey, Timestamp, TraceContext, WorkerInfo,
 };
 
 /// A request to one existing run.
@@ -37,6 +37,17 @@ pub enum CommandBody {
     Terminate {
         /// For a person.
         reason: String,
+    },
+    /// Say what became of an attempt in doubt.
+    ResolveStep {
+        /// The step.
+        step: OpId,
+        /// The attempt in doubt.
+        attempt: u32,
+        /// What became of it.
+        resolution: Resolution,
+        /// For a person.
+        note: String,
     },
     /// Tell it that an instant has come.
     FireTimer {
@@ -95,6 +106,8 @@ pub enum CommitCommand {
         name: String,
         /// The attempt, from 1.
         attempt: u32,
+        /// Set for a guarded step, whose effect begins only when this is durable. Never folded.
+        in_doubt: Option<DoubtPolicy>,
     },
     /// An attempt ended well.
     CompleteStep {
@@ -135,6 +148,13 @@ pub enum CommitCommand {
     CancelTimer {
         /// The timer.
         timer: OpId,
+    },
+    /// The workflow chose a version of a change in its code.
+    MarkVersion {
+        /// The change.
+        change_id: String,
+        /// The version.
+        version: u32,
     },
     /// The workflow returned a result.
     CompleteRun {

@@ -1,6 +1,6 @@
 //! The two ways in which the core says no: to a caller, and to a history.
 
-use crate::{RunId, RunStatus, Seq};
+use crate::{OpId, RunId, RunStatus, Seq};
 
 /// A request was refused. Nothing was written; the caller can do something about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub enum Rejection {
     /// The request id was used before with another body.
     #[error("request id was used before for run {run_id} with a different body")]
     IdempotencyMismatch {
-        /// The run that the first request started.
+        /// The run that the first request started or was about.
         run_id: RunId,
     },
     /// The sender no longer owns the run.
@@ -81,12 +81,25 @@ pub enum Rejection {
     /// A timer's instant has not come.
     #[error("the timer is not due yet")]
     NotDue,
+    /// No such attempt of a step is in doubt.
+    #[error("step {step} of the run has no attempt in doubt{}", within(*.attempt))]
+    StepNotInDoubt {
+        /// The step.
+        step: OpId,
+        /// The attempt that was named; 0 for whichever is.
+        attempt: u32,
+    },
     /// A worker's commit contradicts the run. Nothing of it was recorded.
     #[error("invalid commands: {problem}")]
     InvalidCommands {
         /// What contradicts what.
         problem: String,
     },
+}
+
+/// Which attempt a refusal is about, if it is about one.
+fn within(attempt: u32) -> String {
+    if attempt == 0 { String::new() } else { format!(" that is attempt {attempt}") }
 }
 
 /// A history that no version of Everstep writes. The run is stopped, its bytes are kept.

@@ -57,7 +57,21 @@ pub enum EventBody {
         name: String,
         /// Attempt number, from 1.
         attempt: u32,
+        /// Set for a guarded step: this was durable before the effect began, and an attempt whose end is not
+        /// recorded is in doubt.
+        in_doubt: Option<DoubtPolicy>,
     },
+    /// The owner of the run is gone, and nobody can say whether this attempt of a guarded step had its effect.
+    StepInDoubt {
+        /// The step.
+        step: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// A person said what became of an attempt in doubt.
+    StepResolved(Box<StepResolved>),
     /// A step ended well. Its start may be folded into this event (see `attempt` and `elapsed`).
     StepCompleted {
         /// The step.
@@ -116,6 +130,13 @@ pub enum EventBody {
     CancelRequested {
         /// Why, for a person; may be empty.
         reason: String,
+    },
+    /// The workflow came to a place where its code has changed, and goes on as this version.
+    VersionMarked {
+        /// The change, as the code calls it.
+        change_id: String,
+        /// The version that was chosen, for as long as the run lives.
+        version: u32,
     },
     /// The run cannot go on until a worker with other code connects.
     RunBlocked(Box<Blocked>),
@@ -196,6 +217,67 @@ pub struct WorkerInfo {
     pub identity: String,
     /// Which code it runs.
     pub build_id: String,
+}
+
+/// What the code of a guarded step does about an attempt in doubt. Recorded for people: the code that meets the
+/// doubt decides, so that fixed code can change its mind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoubtPolicy {
+    /// Runs the next attempt: the effect may happen twice.
+    Retry,
+    /// Asks a probe whether the effect happened.
+    Verify,
+    /// Waits for a person.
+    AskHuman,
+    /// Ends the step as failed with kind `InDoubt`.
+    Fail,
+}
+
+impl DoubtPolicy {
+    /// Every policy.
+    pub const ALL: [Self; 4] = [Self::Retry, Self::Verify, Self::AskHuman, Self::Fail];
+
+    /// The stable word used in SQL and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Verify => "verify",
+            Self::AskHuman => "ask_human",
+            Self::Fail => "fail",
+        }
+    }
+
+    /// The policy whose word is `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.as_str() == text)
+    }
+}
+
+/// What a person said about an attempt in doubt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepResolved {
+    /// The step.
+    pub step: OpId,
+    /// Its name.
+    pub name: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// What became of it.
+    pub resolution: Resolution,
+    /// Why, for a person; may be empty.
+    pub note: String,
+}
+
+/// What became of an attempt in doubt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resolution {
+    /// It had its effect, with this result. The step has ended.
+    Completed(Payload),
+    /// The step has ended with this failure.
+    Failed(Failure),
+    /// It had no effect, or another one does no harm: the next attempt is due.
+    Retry,
 }
 
 /// Why a worker let go of a run.
@@ -282,6 +364,8 @@ impl EventBody {
             Self::WorkerAttached { .. } => "WorkerAttached",
             Self::WorkerDetached { .. } => "WorkerDetached",
             Self::StepStarted { .. } => "StepStarted",
+            Self::StepInDoubt { .. } => "StepInDoubt",
+            Self::StepResolved(_) => "StepResolved",
             Self::StepCompleted { .. } => "StepCompleted",
             Self::StepFailed { .. } => "StepFailed",
             Self::TimerStarted { .. } => "TimerStarted",
@@ -289,6 +373,7 @@ impl EventBody {
             Self::TimerCanceled { .. } => "TimerCanceled",
             Self::SignalReceived { .. } => "SignalReceived",
             Self::CancelRequested { .. } => "CancelRequested",
+            Self::VersionMarked { .. } => "VersionMarked",
             Self::RunBlocked(_) => "RunBlocked",
             Self::RunUnblocked { .. } => "RunUnblocked",
             Self::RunCompleted { .. } => "RunCompleted",
@@ -312,6 +397,21 @@ impl EventBody {
         )
     }
 
+    /// The operation of the workflow's code that this event is about, if it is about one.
+    pub fn op(&self) -> Option<OpId> {
+        match self {
+            Self::StepResolved(resolved) => Some(resolved.step),
+            Self::StepStarted { step: op, .. }
+            | Self::StepInDoubt { step: op, .. }
+            | Self::StepCompleted { step: op, .. }
+            | Self::StepFailed { step: op, .. }
+            | Self::TimerStarted { timer: op, .. }
+            | Self::TimerCanceled { timer: op } => Some(*op),
+            Self::TimerFired { timer } if timer.kind != TimerKind::RunTimeout => Some(OpId(timer.id)),
+            _ => None,
+        }
+    }
+
     /// The user's bytes that this event carries, if its kind carries any.
     pub fn payload(&self) -> Option<&Payload> {
         match self {
@@ -319,6 +419,11 @@ impl EventBody {
             Self::StepCompleted { result, .. } | Self::RunCompleted { result, .. } => Some(result),
             Self::SignalReceived { input, .. } => Some(input),
             Self::StepFailed { failure, .. } | Self::RunFailed { failure, .. } => Some(&failure.details),
+            Self::StepResolved(resolved) => match &resolved.resolution {
+                Resolution::Completed(result) => Some(result),
+                Resolution::Failed(failure) => Some(&failure.details),
+                Resolution::Retry => None,
+            },
             _ => None,
         }
     }

@@ -78,6 +78,10 @@ uuid_id!(
     /// A server process.
     NodeId
 );
+uuid_id!(
+    /// A question to the code of a run, while it waits for its answer.
+    AskId
+);
 
 impl CommandId {
     /// The id of a worker's commit number `number` (1, 2, …) under `epoch` on `run`.

@@ -6,6 +6,7 @@
 //! and ids come in from the edge. What is *not* here: storage, networking, dispatch, the SDK.
 
 mod command;
+mod digest;
 mod error;
 mod event;
 mod ids;
@@ -20,16 +21,17 @@ mod time;
 mod trace;
 
 pub use command::{Attach, Command, CommandBody, CommitCommand, Detach, StartRun, WorkerCommit};
+pub use digest::Digest;
 pub use error::{HistoryError, Rejection};
 pub use event::{
-    Actor, BlockKind, Blocked, DetachReason, Event, EventBody, RunStarted, TimerKey, TimerKind, TraceContext,
-    WorkerInfo,
+    Actor, BlockKind, Blocked, DetachReason, DoubtPolicy, Event, EventBody, Resolution, RunStarted,
+    StepResolved, TimerKey, TimerKind, TraceContext, WorkerInfo,
 };
-pub use ids::{CommandId, Epoch, NodeId, OpId, RunId, Seq, SessionId, validate_name};
+pub use ids::{AskId, CommandId, Epoch, NodeId, OpId, RunId, Seq, SessionId, validate_name};
 pub use payload::{Failure, Payload};
-pub use projection::{Projection, QueueKey, RunRow, RunStatus, Timer, Write, WriteBasis};
+pub use projection::{Doubt, Projection, QueueKey, RunRow, RunStatus, Timer, Write, WriteBasis};
 pub use retry::{RetryDecision, RetryPolicy};
-pub use run::{Decision, Owner, Run, StepState, decide};
+pub use run::{Decision, Guard, Owner, Run, StepState, decide};
 pub use start::{
     ConflictPolicy, CurrentRun, KnownRequest, ReusePolicy, StartDecision, decide_start, start_body_hash,
 };

@@ -20,6 +20,8 @@ pub const HISTORY_BYTES_MAX: u64 = 50 * 1024 * 1024;
 pub const COMMIT_COMMANDS_MAX: usize = 1_000;
 /// Signals that a run may have received over its life.
 pub const SIGNALS_MAX: usize = 10_000;
+/// Changes of its code that a run may have marked.
+pub const CHANGES_MAX: usize = 1_000;
 /// Longest timer, timeout or retry interval: 100 years.
 pub const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
 /// How far a worker's reckoning of database time may be ahead of the node's: a node that waits for its database lags.

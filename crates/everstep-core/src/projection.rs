@@ -5,7 +5,9 @@ use std::fmt;
 use everstep_fault::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, Event, EventBody, Run, RunId, Seq, SessionId, TimerKey, TimerKind, Timestamp};
+use crate::{
+    DoubtPolicy, Epoch, Event, EventBody, OpId, Run, RunId, Seq, SessionId, TimerKey, TimerKind, Timestamp,
+};
 
 /// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,6 +113,21 @@ pub struct Timer {
     pub fire_at: Timestamp,
 }
 
+/// An attempt of a guarded step of which nobody can say whether it had its effect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Doubt {
+    /// The step.
+    pub step: OpId,
+    /// Its name.
+    pub name: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// What the code of the step does about it.
+    pub policy: DoubtPolicy,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 /// A task queue of a namespace: where a run's worker is found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct QueueKey {
@@ -136,6 +153,12 @@ pub enum Write {
     TaskSet(QueueKey),
     /// Delete the run's task, if it is there.
     TaskDeleted,
+    /// Insert or overwrite an attempt in doubt.
+    DoubtSet(Box<Doubt>),
+    /// Delete the attempt in doubt of a step, if it is there.
+    DoubtDeleted(OpId),
+    /// Delete all attempts in doubt of the run.
+    DoubtsCleared,
     /// Note that the owner has to be told of events up to `seq`: it is connected elsewhere.
     WakeSet {
         /// Last event that it has to see.
@@ -157,6 +180,9 @@ pub struct Projection {
     pub timers: Vec<Timer>,
     /// The queue of its task, if it needs a worker.
     pub task: Option<QueueKey>,
+    /// Its attempts in doubt, sorted.
+    #[serde(default)]
+    pub doubts: Vec<Doubt>,
 }
 
 /// What the tables hold about a run before an append; taken before the events are applied.
@@ -164,15 +190,16 @@ pub struct Projection {
 pub struct WriteBasis {
     has_task: bool,
     has_timers: bool,
+    has_doubts: bool,
 }
 
 impl WriteBasis {
     /// The basis of a run that does not exist yet.
-    pub const NEW: Self = Self { has_task: false, has_timers: false };
+    pub const NEW: Self = Self { has_task: false, has_timers: false, has_doubts: false };
 
     /// The basis of `run` as it stands now.
     pub fn of(run: &Run) -> Self {
-        Self { has_task: run.needs_worker(), has_timers: run.has_timers() }
+        Self { has_task: run.needs_worker(), has_timers: run.has_timers(), has_doubts: run.has_doubts() }
     }
 
     /// The writes that bring the tables from this basis to `run`, which has applied `events` since.
@@ -197,6 +224,7 @@ impl WriteBasis {
                 None => Write::TimerDeleted(key),
             }));
         }
+        self.doubts(run, events, &mut writes);
         match (self.has_task, run.needs_worker()) {
             (false, true) => writes.push(Write::TaskSet(run.queue())),
             (true, false) => writes.push(Write::TaskDeleted),
@@ -206,6 +234,23 @@ impl WriteBasis {
             writes.push(Write::Run(Box::new(run.row())));
         }
         writes
+    }
+
+    fn doubts(self, run: &Run, events: &[Event], writes: &mut Vec<Write>) {
+        let doubted = |e: &Event| matches!(e.body, EventBody::StepInDoubt { .. });
+        if run.status().is_closed() {
+            if self.has_doubts {
+                writes.push(Write::DoubtsCleared);
+            }
+        } else if self.has_doubts || events.iter().any(doubted) {
+            let mut touched: Vec<OpId> = events.iter().filter_map(|e| e.body.op()).collect();
+            touched.sort_unstable();
+            touched.dedup();
+            writes.extend(touched.into_iter().map(|step| match run.doubt(step) {
+                Some(doubt) => Write::DoubtSet(Box::new(doubt)),
+                None => Write::DoubtDeleted(step),
+            }));
+        }
     }
 }
 
@@ -219,12 +264,15 @@ pub(crate) fn changes_row(body: &EventBody) -> bool {
         | EventBody::RunBlocked(_)
         | EventBody::RunUnblocked { .. } => true,
         EventBody::StepStarted { .. }
+        | EventBody::StepInDoubt { .. }
+        | EventBody::StepResolved(_)
         | EventBody::StepCompleted { .. }
         | EventBody::StepFailed { .. }
         | EventBody::TimerStarted { .. }
         | EventBody::TimerFired { .. }
         | EventBody::TimerCanceled { .. }
         | EventBody::SignalReceived { .. }
+        | EventBody::VersionMarked { .. }
         | EventBody::Ignored { .. } => false,
         EventBody::RunCompleted { .. }
         | EventBody::RunFailed { .. }

@@ -77,6 +77,11 @@ impl Replay {
         self.ops.last().map(|op| op.source)
     }
 
+    /// Where the code built an operation.
+    pub fn source(&self, id: OpId) -> Option<&'static Location<'static>> {
+        (id.0 as usize).checked_sub(1).and_then(|i| self.ops.get(i)).map(|op| op.source)
+    }
+
     /// Checks the next recorded event against what the code has built. Call it before the event is applied.
     ///
     /// # Errors
@@ -88,7 +93,9 @@ impl Replay {
         let (id, name) = match &event.body {
             EventBody::StepStarted { step, name, .. }
             | EventBody::StepCompleted { step, name, .. }
+            | EventBody::StepInDoubt { step, name, .. }
             | EventBody::StepFailed { step, name, .. } => (*step, Some(name.as_str())),
+            EventBody::StepResolved(resolved) => (resolved.step, Some(resolved.name.as_str())),
             EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => (*timer, None),
             EventBody::TimerFired { timer } if timer.kind == TimerKind::Timer => (OpId(timer.id), None),
             _ => return Ok(()),

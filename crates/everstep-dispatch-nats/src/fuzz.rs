@@ -43,7 +43,8 @@ fn hints() {
 #[test]
 fn notices() {
     let id = Uuid::from_u128(9);
-    let notice = Notice { run_id: RunId::from_uuid(id), tail: 3, closed: true, node: NodeId::from_uuid(id) };
+    let (run_id, node) = (RunId::from_uuid(id), NodeId::from_uuid(id));
+    let notice = Notice { run_id, tail: 3, closed: true, node, asked: true };
     let mut sample = BytesMut::new();
     encode_notice(&notice, &mut sample);
     encode_notice(&notice, &mut sample);

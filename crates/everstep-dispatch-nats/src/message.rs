@@ -88,6 +88,7 @@ pub(crate) fn encode_notice(notice: &Notice, packet: &mut BytesMut) {
         tail: notice.tail,
         closed: notice.closed,
         node_id: Bytes::copy_from_slice(notice.node.as_bytes()),
+        asked: notice.asked,
     };
     // Writing into a `Vec` cannot run out of room, unlike into the packet itself.
     packet.extend_from_slice(&message.encode_length_delimited_to_vec());
@@ -96,13 +97,14 @@ pub(crate) fn encode_notice(notice: &Notice, packet: &mut BytesMut) {
 /// Reads a packet into `notices`; what precedes the first bad one is kept.
 pub(crate) fn decode_notices(mut packet: Bytes, notices: &mut Vec<Notice>) -> Result<(), Garbage> {
     while !packet.is_empty() {
-        let wire::Notice { run_id, tail, closed, node_id } =
+        let wire::Notice { run_id, tail, closed, node_id, asked } =
             wire::Notice::decode_length_delimited(&mut packet).map_err(Garbage::NotProtobuf)?;
         notices.push(Notice {
             run_id: RunId::from_uuid(uuid(&run_id, "run_id")?),
             tail,
             closed,
             node: NodeId::from_uuid(uuid(&node_id, "node_id")?),
+            asked,
         });
     }
     Ok(())

@@ -45,7 +45,8 @@ impl Outbox {
         if let Some(waiting) = by_run.get_mut(&notice.run_id) {
             let closed = waiting.closed || notice.closed;
             let tail = waiting.tail.max(notice.tail);
-            *waiting = Notice { tail, closed, ..notice };
+            let asked = waiting.asked || notice.asked;
+            *waiting = Notice { tail, closed, asked, ..notice };
             return;
         }
         if by_run.len() >= OUTBOX_RUNS_MAX {

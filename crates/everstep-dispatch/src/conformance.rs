@@ -381,7 +381,7 @@ async fn unacknowledged_comes_again(harness: &dyn Harness) {
 }
 
 fn notice(node: NodeId) -> Notice {
-    Notice { run_id: RunId::from_uuid(id()), tail: 7, closed: true, node }
+    Notice { run_id: RunId::from_uuid(id()), tail: 7, closed: true, node, asked: false }
 }
 
 /// Waits until `expected` is heard, whatever else passes by.
@@ -405,10 +405,10 @@ async fn notices_reach_the_others(harness: &dyn Harness) {
     hear(&*b, from_a).await;
     b.notify(from_b).await;
     hear(&*a, from_b).await;
-    // Many at once may be merged per run, but each run's last word arrives.
-    let last = Notice { tail: 1_000, ..from_a };
+    // Many at once may be merged per run, but each run's last word arrives, and what one of them said of a question.
+    let last = Notice { tail: 1_000, asked: true, ..from_a };
     for tail in 1..=1_000 {
-        a.notify(Notice { tail, ..from_a }).await;
+        a.notify(Notice { tail, asked: tail == 1_000, ..from_a }).await;
     }
     hear(&*b, last).await;
 }

@@ -27,6 +27,9 @@ pub struct Notice {
     pub closed: bool,
     /// Who says so; a node skips its own.
     pub node: NodeId,
+    /// A question about the run waits in the store.
+    #[serde(default)]
+    pub asked: bool,
 }
 
 /// A hint as it was delivered.

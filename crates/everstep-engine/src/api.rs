@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection, Run,
-    RunId, RunStatus, Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
+    AskId, CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection,
+    Run, RunId, RunStatus, Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
 };
 use everstep_dispatch::Dispatch;
 use everstep_store::{self as store, RunRecord, Store};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::{Answer, AskTarget, Query, Said};
 
 /// How a node behaves. The defaults suit production.
 #[derive(Clone, Debug)]
@@ -98,6 +100,31 @@ pub enum Error {
     /// The session token is malformed.
     #[error("the session token is not one of ours")]
     BadToken,
+    /// The run's code refused to answer a question.
+    #[error("{message}")]
+    QueryFailed {
+        /// Kind of the failure.
+        kind: String,
+        /// For a person.
+        message: String,
+    },
+    /// Nobody who could answer a question was there in time.
+    #[error(
+        "no worker on queue '{}' that has the workflow type '{workflow_type}' and answers queries was connected in time",
+        queue.task_queue
+    )]
+    NoWorker {
+        /// Where it would have been.
+        queue: QueueKey,
+        /// What it would have had.
+        workflow_type: String,
+    },
+    /// A worker was asked, and has not answered in time.
+    #[error("the run's worker has not answered in time")]
+    NoAnswer,
+    /// More questions wait than this node takes.
+    #[error("too many questions wait for workers")]
+    Overloaded,
 }
 
 /// Names a run in a request: by id, or the latest run of a workflow id.
@@ -138,6 +165,10 @@ pub struct Hello {
     pub namespace: String,
     /// Queues that it takes runs from.
     pub task_queues: Vec<String>,
+    /// Workflow types that it has.
+    pub workflow_types: Vec<String>,
+    /// It answers questions to the code of runs.
+    pub asks: bool,
     /// Who it is.
     pub worker: WorkerInfo,
     /// Runs that it takes at one time.
@@ -183,6 +214,15 @@ pub enum WorkerIn {
     },
     /// The worker takes no more runs.
     Draining,
+    /// What it says to a question.
+    Answer {
+        /// The question.
+        ask: AskId,
+        /// Last event that the code had applied.
+        seq: Seq,
+        /// What it said.
+        said: Said,
+    },
     /// The worker has let go of everything.
     Goodbye,
 }
@@ -247,6 +287,23 @@ pub enum WorkerOut {
         epoch: Epoch,
         /// For the worker's log.
         reason: &'static str,
+    },
+    /// Ask a run's code.
+    Ask {
+        /// Names the question.
+        ask: AskId,
+        /// The run.
+        run_id: RunId,
+        /// The worker's claim; 0 when it is not asked as the owner.
+        epoch: Epoch,
+        /// The answer is worth nothing before this event.
+        at_least: Seq,
+        /// With epoch 0: the whole history.
+        events: Arc<Vec<Event>>,
+        /// What is asked.
+        query: Arc<Query>,
+        /// How long somebody waits for the answer.
+        wait: Duration,
     },
     /// This node is going away.
     Drain,
@@ -379,6 +436,16 @@ impl Engine {
     /// [`Error::RunNotFound`], [`Error::Store`], [`Error::Rejected`] when the selector names nothing.
     pub async fn resolve(&self, selector: &RunSelector) -> Result<RunRecord, Error> {
         crate::driver::resolve(&self.shared, selector).await
+    }
+
+    /// Asks a run's code, and waits for the answer for at most `wait`. Nothing is written. Cancel safe: a question
+    /// that nobody waits for any more is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::QueryFailed`], [`Error::NoWorker`], [`Error::NoAnswer`], [`Error::Overloaded`],
+    /// [`Error::RunNotFound`], [`Error::Store`], [`Error::Stopping`].
+    pub async fn ask(&self, target: AskTarget, query: Query, wait: StdDuration) -> Result<Answer, Error> {
+        crate::driver::ask(&self.shared, target, query, wait).await
     }
 
     /// Waits until `run` is closed, at most `wait`; `None` when the wait was over first. Cancel safe.

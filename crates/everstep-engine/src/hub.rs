@@ -188,6 +188,12 @@ impl Watch {
         self.news.borrow().tail
     }
 
+    /// Waits until something is said of the run, be it known already.
+    pub(crate) async fn news(&mut self) {
+        // The hub keeps the sender for as long as there is a watch.
+        let _ = self.news.changed().await;
+    }
+
     /// Waits for the run's end as this node hears of it, at most until `until`. On a single node every
     /// end passes through here, also that of a run which is not in memory now.
     async fn closed(&mut self, until: Instant) -> Option<Arc<Closed>> {

@@ -8,6 +8,7 @@
 //! core's.
 
 mod api;
+mod ask;
 mod clock;
 mod driver;
 mod hub;
@@ -18,4 +19,5 @@ pub use api::{
     Closed, Engine, EngineConfig, Error, HeldRun, Hello, NodeStatus, Observer, RunSelector, RunWatch,
     Started, WorkerIn, WorkerLink, WorkerOut, WorkerSender,
 };
+pub use ask::{Answer, AskTarget, Query, Said};
 pub use upkeep::{LATENESS_MILLIS, Lateness, Upkeep};

@@ -29,11 +29,13 @@ pub enum Bug {
     RequestIdWithoutNamespace,
     /// What a worker did before the record is taken though something else was recorded first.
     AheadOfUnseen,
+    /// An attempt of a guarded step that was under way when its owner was lost is not put in doubt.
+    ForgetDoubt,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipEpochCheck,
         Self::ReplyBeforeCommit,
         Self::BlindRetry,
@@ -47,6 +49,7 @@ impl Bug {
         Self::SqliteNoSync,
         Self::RequestIdWithoutNamespace,
         Self::AheadOfUnseen,
+        Self::ForgetDoubt,
     ];
 }
 

@@ -12,6 +12,7 @@ pub const POINTS: &[&str] = &[
     "timer.fired",
     "lease.claimed",
     "lease.renewed",
+    "worker.step_started",
     "worker.before_effect",
     "worker.after_effect",
     "worker.reported",

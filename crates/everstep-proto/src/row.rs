@@ -11,14 +11,15 @@ mod tests;
 
 use bytes::Bytes;
 use everstep_core::{
-    Actor, CommandId, Event, EventBody, OpId, Payload, RunId, RunStarted, Timestamp, WorkerInfo,
+    Actor, CommandId, Event, EventBody, OpId, Payload, RunId, RunStarted, StepResolved, Timestamp, WorkerInfo,
 };
 use serde::Serialize;
 use uuid::Uuid;
 
 use attrs::{
     Attached, BlockedAttrs, CancelAsked, CanceledAttrs, Detached, Elapsed, Failed, Fired, IgnoredAttrs,
-    Signal, Started, StepFailedAttrs, Terminated, TimerAttrs, Unblocked, Unconsumed,
+    Marked, ResolvedAttrs, Signal, Started, StepFailedAttrs, StepStartedAttrs, Terminated, TimerAttrs,
+    Unblocked, Unconsumed,
 };
 
 /// One row of the table `events`.
@@ -34,7 +35,7 @@ pub struct EventRow {
     pub command_id: Uuid,
     /// The event's stable name, such as `StepCompleted`.
     pub kind: String,
-    /// Name of the step or signal.
+    /// Name of the step, signal or marked change.
     pub step: Option<String>,
     /// Number of the step or timer.
     pub step_id: Option<i32>,
@@ -139,7 +140,15 @@ impl EventRow {
                 });
             }
             EventBody::WorkerDetached { reason } => self.attrs = json(&Detached::from(reason)),
-            EventBody::StepStarted { step, name, attempt } => self.step(*step, name, *attempt),
+            EventBody::StepStarted { step, name, attempt, in_doubt } => {
+                self.step(*step, name, *attempt);
+                self.attrs = in_doubt.and_then(|policy| json(&StepStartedAttrs { in_doubt: Some(policy) }));
+            }
+            EventBody::StepInDoubt { step, name, attempt } => self.step(*step, name, *attempt),
+            EventBody::StepResolved(resolved) => {
+                self.step(resolved.step, &resolved.name, resolved.attempt);
+                self.attrs = json(&ResolvedAttrs::from(&**resolved));
+            }
             EventBody::StepCompleted { step, name, attempt, elapsed, .. } => {
                 self.step(*step, name, *attempt);
                 self.attrs = json(&Elapsed { elapsed_us: *elapsed });
@@ -164,6 +173,10 @@ impl EventRow {
             }
             EventBody::CancelRequested { reason } => {
                 self.attrs = json(&CancelAsked { reason: reason.as_str().into() });
+            }
+            EventBody::VersionMarked { change_id, version } => {
+                self.step = Some(change_id.clone());
+                self.attrs = json(&Marked { version: *version });
             }
             EventBody::RunBlocked(blocked) => self.attrs = json(&BlockedAttrs::from(&**blocked)),
             EventBody::RunUnblocked { build_id } => {
@@ -223,10 +236,30 @@ impl EventRow {
                 result: self.take_payload(),
             },
             "StepStarted" => EventBody::StepStarted {
+                in_doubt: self.attrs::<StepStartedAttrs>()?.in_doubt,
                 step: self.op_id()?,
                 name: self.take_step()?,
                 attempt: self.attempt_number()?,
             },
+            "StepInDoubt" => EventBody::StepInDoubt {
+                step: self.op_id()?,
+                name: self.take_step()?,
+                attempt: self.attempt_number()?,
+            },
+            "StepResolved" => {
+                let attrs = self.attrs::<ResolvedAttrs<'_>>()?;
+                let (resolution, note) = attrs.resolution(self.take_payload()).ok_or_else(|| {
+                    let value = "no failure".to_owned();
+                    RowError::Invalid { seq: self.seq, kind: self.kind.clone(), column: "attrs", value }
+                })?;
+                EventBody::StepResolved(Box::new(StepResolved {
+                    step: self.op_id()?,
+                    name: self.take_step()?,
+                    attempt: self.attempt_number()?,
+                    resolution,
+                    note,
+                }))
+            }
             "StepFailed" => {
                 let attrs = self.attrs::<StepFailedAttrs<'_>>()?;
                 EventBody::StepFailed {
@@ -250,6 +283,10 @@ impl EventRow {
                 signal_id: self.attrs::<Signal<'_>>()?.signal_id.into_owned(),
                 name: self.take_step()?,
                 input: self.take_payload(),
+            },
+            "VersionMarked" => EventBody::VersionMarked {
+                version: self.attrs::<Marked>()?.version,
+                change_id: self.take_step()?,
             },
             _ => return self.run_body(),
         })

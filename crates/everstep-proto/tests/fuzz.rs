@@ -5,9 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bolero::check;
 use everstep_core::{
-    Actor, BlockKind, Blocked, CommandId, CommitCommand, DetachReason, Duration, Event, EventBody, Failure,
-    OpId, Payload, RetryPolicy, Run, RunId, RunStarted, SessionId, TimerKey, Timestamp, TraceContext,
-    WorkerCommit, WorkerInfo, limits,
+    Actor, BlockKind, Blocked, CommandId, CommitCommand, DetachReason, DoubtPolicy, Duration, Event,
+    EventBody, Failure, OpId, Payload, Resolution, RetryPolicy, Run, RunId, RunStarted, SessionId,
+    StepResolved, TimerKey, Timestamp, TraceContext, WorkerCommit, WorkerInfo, limits,
 };
 use everstep_fuzz::bytes;
 use everstep_proto::row::EventRow;
@@ -62,6 +62,11 @@ fn blocked() -> Blocked {
     }
 }
 
+fn resolved(resolution: Resolution) -> EventBody {
+    let (step, name, note) = (OpId(1), "charge".to_owned(), "n".to_owned());
+    EventBody::StepResolved(Box::new(StepResolved { step, name, attempt: 1, resolution, note }))
+}
+
 /// One of each kind, in an order that a history may have.
 fn bodies() -> Vec<EventBody> {
     let (step, name, attempt, elapsed) = (OpId(1), "charge".to_owned(), 2, Duration::from_millis(3));
@@ -74,7 +79,12 @@ fn bodies() -> Vec<EventBody> {
     vec![
         EventBody::RunStarted(Box::new(started())),
         EventBody::WorkerAttached { session, worker },
-        EventBody::StepStarted { step, name: name.clone(), attempt: 1 },
+        EventBody::StepStarted { step, name: name.clone(), attempt: 1, in_doubt: None },
+        EventBody::StepStarted { step, name: name.clone(), attempt: 1, in_doubt: Some(DoubtPolicy::Verify) },
+        EventBody::StepInDoubt { step, name: name.clone(), attempt: 1 },
+        resolved(Resolution::Completed(Payload::json("{}"))),
+        resolved(Resolution::Failed(failure())),
+        resolved(Resolution::Retry),
         EventBody::StepFailed { step, name: name.clone(), attempt: 1, elapsed, failure: failure(), retry_at },
         EventBody::StepCompleted { step, name, attempt, elapsed, result: Payload::json("{}") },
         EventBody::TimerStarted { timer: OpId(2), fire_at: at },
@@ -82,6 +92,7 @@ fn bodies() -> Vec<EventBody> {
         EventBody::TimerCanceled { timer: OpId(3) },
         EventBody::SignalReceived { name: "paid".to_owned(), signal_id, input },
         EventBody::CancelRequested { reason: "r".to_owned() },
+        EventBody::VersionMarked { change_id: "fee".to_owned(), version: 1 },
         EventBody::RunBlocked(Box::new(blocked())),
         EventBody::RunUnblocked { build_id: "c".to_owned() },
         EventBody::WorkerDetached { reason: released },
@@ -204,11 +215,13 @@ fn commands() -> Vec<CommitCommand> {
     let policy = RetryPolicy { non_retryable_kinds: kinds, ..RetryPolicy::default() };
     let result = Payload::json("1");
     vec![
-        CommitCommand::StartStep { step, name: name.clone(), attempt },
+        CommitCommand::StartStep { step, name: name.clone(), attempt, in_doubt: None },
+        CommitCommand::StartStep { step, name: name.clone(), attempt, in_doubt: Some(DoubtPolicy::Fail) },
         CommitCommand::CompleteStep { step, name: name.clone(), attempt, elapsed, result: result.clone() },
         CommitCommand::FailStep { step, name, attempt, elapsed, failure: failure(), policy },
         CommitCommand::StartTimer { timer: OpId(2), delay: Duration::from_secs(1) },
         CommitCommand::CancelTimer { timer: OpId(2) },
+        CommitCommand::MarkVersion { change_id: "fee".to_owned(), version: 1 },
         CommitCommand::CompleteRun { result, unconsumed: vec![2] },
         CommitCommand::FailRun { failure: failure(), unconsumed: Vec::new() },
         CommitCommand::CancelRun { details: "d".to_owned() },

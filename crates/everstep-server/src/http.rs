@@ -1,5 +1,7 @@
 //! The plain HTTP endpoints beside gRPC: `/healthz`, `/readyz`, `/metrics`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -10,6 +12,9 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{self, Metrics};
+
+/// How long the database may take over a figure.
+const COUNT_MAX: Duration = Duration::from_secs(1);
 
 /// What the endpoints look at.
 #[derive(Clone, Debug)]
@@ -72,7 +77,9 @@ async fn readyz(State(probe): State<Probe>) -> Response {
 }
 
 async fn render_metrics(State(probe): State<Probe>) -> Response {
-    match probe.metrics.render(&probe.engine.status(), &probe.engine.upkeep()) {
+    let count = probe.engine.store().count_doubts();
+    let doubts = tokio::time::timeout(COUNT_MAX, count).await.ok().and_then(Result::ok);
+    match probe.metrics.render(&probe.engine.status(), &probe.engine.upkeep(), doubts) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot render metrics");

@@ -16,6 +16,7 @@ mod runs;
 mod serve;
 mod spans;
 mod status;
+mod steps;
 mod worker;
 
 pub use error::Error;

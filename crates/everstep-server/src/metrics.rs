@@ -71,12 +71,22 @@ impl Metrics {
     }
 
     /// All figures.
-    pub(crate) fn render(&self, node: &NodeStatus, upkeep: &Upkeep) -> Result<String, prometheus::Error> {
+    pub(crate) fn render(
+        &self,
+        node: &NodeStatus,
+        upkeep: &Upkeep,
+        doubts: Option<u64>,
+    ) -> Result<String, prometheus::Error> {
         let mut bytes = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut bytes)?;
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
         node_figures(node, &mut text);
         upkeep_figures(upkeep, &mut text);
+        // A database that does not answer is told by `everstep_store_up`; a stale figure would be worse than none.
+        if let Some(doubts) = doubts {
+            let help = "Steps in doubt, in the whole database.";
+            write_figure(&mut text, "gauge", ("everstep_steps_in_doubt", help), doubts);
+        }
         Ok(text)
     }
 }

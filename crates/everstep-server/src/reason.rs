@@ -90,6 +90,9 @@ reasons! {
     NODE_STOPPING, Unavailable,
         "This node is shutting down; nothing was written.",
         "Send the same request again, to another node or in a moment.";
+    NO_WORKER, Unavailable,
+        "No worker that has the run's code was connected before the call's deadline.",
+        "Start a worker for the queue and workflow type that the message names, then ask again.";
     OUTCOME_UNKNOWN, Unavailable,
         "The database went away while the commit was on its way: the request may or may not have been carried out.",
         "Send it again with the same request id: it takes effect once.";
@@ -99,6 +102,9 @@ reasons! {
     REQUEST_BYTES_EXHAUSTED, ResourceExhausted,
         "The requests that this node is receiving or carrying out take all the memory that it has for them. Nothing was written.",
         "Send the same request again after a pause.";
+    QUERY_FAILED, FailedPrecondition,
+        "The run's code refused the query: there is no handler of that name, it failed, or the code does not fit the history.",
+        "Read the message; ask for another name, or mend the handler. The run is not harmed.";
     RUN_ALREADY_ATTACHED, FailedPrecondition,
         "The run has a worker already.",
         "Nothing: the run goes on there.";
@@ -114,6 +120,9 @@ reasons! {
     RUN_NOT_RUNNABLE, FailedPrecondition,
         "The run needs no worker now.",
         "Nothing: it will be handed out when it does.";
+    STEP_NOT_IN_DOUBT, FailedPrecondition,
+        "The step is not in doubt, or not with this attempt.",
+        "Look at the run's steps: somebody else may have resolved it.";
     STORE_CORRUPT, DataLoss,
         "The stored data contradict themselves; the run is stopped and its bytes are kept.",
         "Export the run, look into the server's log, and restore from a backup.";

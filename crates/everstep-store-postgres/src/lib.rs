@@ -7,9 +7,11 @@
 mod append;
 mod appenders;
 mod connect;
+mod doubts;
 mod error;
 mod inspect;
 mod reads;
+mod relay;
 mod rows;
 mod sessions;
 mod sql;

@@ -3,11 +3,11 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use everstep_core::{
-    Event, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, Timer, TimerKey, TimerKind, Timestamp,
+    Event, OpId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, Timer, TimerKey, TimerKind, Timestamp,
 };
 use everstep_store::{
-    Append, AppendReply, Catalog, Error, Log, Namespace, PAGE_BYTES_MAX, PageToken, RunFilter, RunRecord,
-    RunTables, StartRecord,
+    Append, AppendReply, Catalog, DoubtFilter, DoubtRecord, Error, Log, Namespace, PAGE_BYTES_MAX, PageToken,
+    Relay, RunFilter, RunRecord, RunTables, StartRecord,
 };
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::PostgresStore;
 use crate::connect::InTime as _;
+use crate::doubts;
 use crate::error::before;
 use crate::rows::{event, from_db, run_row};
 
@@ -46,6 +47,10 @@ fn limit_of(limit: usize) -> i64 {
 impl Log for PostgresStore {
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn relay(&self) -> Option<&dyn Relay> {
+        Some(self)
     }
 
     async fn append(&self, batch: Vec<Append>) -> AppendReply {
@@ -228,11 +233,25 @@ impl Catalog for PostgresStore {
             .in_time(self.answer_limit)
             .await
             .map_err(before)?;
+        let doubts = doubts::of_run(self, run).await?;
         let task = task.map(|(namespace, task_queue)| QueueKey { namespace, task_queue });
         Ok(Some(RunTables {
-            projection: Projection { row: record.row, timers, task },
+            projection: Projection { row: record.row, timers, task, doubts },
             wakes: wakes.into_iter().filter_map(|s| u64::try_from(s).ok()).collect(),
         }))
+    }
+
+    async fn list_doubts(
+        &self,
+        filter: &DoubtFilter,
+        after: Option<(RunId, OpId)>,
+        limit: usize,
+    ) -> Result<Vec<DoubtRecord>, Error> {
+        doubts::list(self, filter, after, limit_of(limit)).await
+    }
+
+    async fn count_doubts(&self) -> Result<u64, Error> {
+        doubts::count(self).await
     }
 
     async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error> {

@@ -40,6 +40,8 @@ pub(crate) enum Part {
     TasksDeleted,
     WakesSet,
     WakesDeleted,
+    DoubtsSet,
+    DoubtsDeleted,
     Answer,
 }
 
@@ -215,6 +217,25 @@ mod beside {
        AND (SELECT true FROM unnest(?::uuid[], ?::bigint[]) AS s(run_id, seq)
              WHERE s.run_id = w.run_id AND s.seq = w.seq) IS NULL
 )";
+
+    pub(crate) const DOUBTS_SET: &str = ", doubts_set AS (
+    INSERT INTO doubts (run_id, step_id, attempt, name, policy, since)
+    SELECT s.*
+      FROM unnest(?::uuid[], ?::bigint[], ?::bigint[], ?::text[], ?::text[], ?::timestamptz[])
+           AS s(run_id, step_id, attempt, name, policy, since)
+     WHERE s.run_id = {won}
+    ON CONFLICT (run_id, step_id) DO UPDATE
+       SET attempt = excluded.attempt, name = excluded.name, policy = excluded.policy, since = excluded.since
+)";
+
+    /// The last two are the doubts that the same statement sets: those stay.
+    pub(crate) const DOUBTS_DELETED: &str = ", doubts_deleted AS (
+    DELETE FROM doubts d
+     USING unnest(?::uuid[], ?::bigint[]) AS g(run_id, step_id)
+     WHERE d.run_id = g.run_id AND (g.step_id IS NULL OR d.step_id = g.step_id) AND g.run_id = {won}
+       AND (SELECT true FROM unnest(?::uuid[], ?::bigint[]) AS s(run_id, step_id)
+             WHERE s.run_id = d.run_id AND s.step_id = d.step_id) IS NULL
+)";
 }
 
 /// The answer: database time and the winners.
@@ -241,12 +262,14 @@ impl Part {
             Self::TasksDeleted => 15,
             Self::WakesSet => 16,
             Self::WakesDeleted => 17,
-            Self::Answer => 18,
+            Self::DoubtsSet => 18,
+            Self::DoubtsDeleted => 19,
+            Self::Answer => 20,
         }
     }
 
     /// All of them, in order.
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::Lone,
         Self::One,
         Self::First,
@@ -265,6 +288,8 @@ impl Part {
         Self::TasksDeleted,
         Self::WakesSet,
         Self::WakesDeleted,
+        Self::DoubtsSet,
+        Self::DoubtsDeleted,
         Self::Answer,
     ];
 
@@ -285,6 +310,8 @@ impl Part {
             Self::TasksDeleted => beside::TASKS_DELETED,
             Self::WakesSet => beside::WAKES_SET,
             Self::WakesDeleted => beside::WAKES_DELETED,
+            Self::DoubtsSet => beside::DOUBTS_SET,
+            Self::DoubtsDeleted => beside::DOUBTS_DELETED,
             Self::Answer => ANSWER,
         });
     }

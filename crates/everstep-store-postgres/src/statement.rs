@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Datelike, Utc};
-use everstep_core::{RunRow, TimerKey, Timestamp, Write};
+use everstep_core::{Doubt, RunRow, TimerKey, Timestamp, Write};
 use everstep_proto::row::EventRow;
 use everstep_store::{Error, RunAppend, StartClaim};
 use sqlx::postgres::{PgArguments, PgConnection};
@@ -201,6 +201,8 @@ struct Beside {
     tasks: BTreeMap<Uuid, Option<(String, String)>>,
     wakes_set: BTreeSet<(Uuid, i64)>,
     wakes_deleted: BTreeMap<Uuid, i64>,
+    doubts: BTreeMap<(Uuid, i64), Option<Doubt>>,
+    doubts_cleared: BTreeSet<Uuid>,
 }
 
 fn signed(seq: u64) -> i64 {
@@ -209,7 +211,18 @@ fn signed(seq: u64) -> i64 {
 
 impl Beside {
     fn is_empty(&self) -> bool {
-        let Self { claims, payloads, rows, timers, timers_cleared, tasks, wakes_set, wakes_deleted } = self;
+        let Self {
+            claims,
+            payloads,
+            rows,
+            timers,
+            timers_cleared,
+            tasks,
+            wakes_set,
+            wakes_deleted,
+            doubts,
+            doubts_cleared,
+        } = self;
         claims.is_empty()
             && payloads.is_empty()
             && rows.is_empty()
@@ -218,6 +231,8 @@ impl Beside {
             && tasks.is_empty()
             && wakes_set.is_empty()
             && wakes_deleted.is_empty()
+            && doubts.is_empty()
+            && doubts_cleared.is_empty()
     }
 
     fn add(&mut self, run: &RunAppend) {
@@ -251,6 +266,16 @@ impl Beside {
             }
             Write::TaskDeleted => {
                 self.tasks.insert(id, None);
+            }
+            Write::DoubtSet(doubt) => {
+                self.doubts.insert((id, i64::from(doubt.step.0)), Some((**doubt).clone()));
+            }
+            Write::DoubtDeleted(step) => {
+                self.doubts.insert((id, i64::from(step.0)), None);
+            }
+            Write::DoubtsCleared => {
+                self.doubts.retain(|(run, _), _| *run != id);
+                self.doubts_cleared.insert(id);
             }
             Write::WakeSet { seq } => {
                 self.wakes_set.insert((id, signed(*seq)));
@@ -307,7 +332,7 @@ impl Beside {
             statement.column(&wakes, |w| w.0)?;
             statement.column(&wakes, |w| w.1)?;
         }
-        Ok(())
+        bind_doubts(statement, self.doubts, self.doubts_cleared)
     }
 }
 
@@ -381,6 +406,38 @@ fn bind_tasks(statement: &mut Statement, tasks: BTreeMap<Uuid, Option<(String, S
     if !deleted.is_empty() {
         statement.parts.add(Part::TasksDeleted);
         statement.bind(deleted)?;
+    }
+    Ok(())
+}
+
+fn bind_doubts(
+    statement: &mut Statement,
+    doubts: BTreeMap<(Uuid, i64), Option<Doubt>>,
+    cleared: BTreeSet<Uuid>,
+) -> Bound {
+    let (mut set, mut deleted) = (Vec::new(), Vec::new());
+    for ((run, step), doubt) in doubts {
+        match doubt {
+            Some(doubt) => set.push((run, step, doubt)),
+            None => deleted.push((run, Some(step))),
+        }
+    }
+    deleted.extend(cleared.into_iter().map(|run| (run, None)));
+    if !set.is_empty() {
+        statement.parts.add(Part::DoubtsSet);
+        statement.column(&set, |d| d.0)?;
+        statement.column(&set, |d| d.1)?;
+        statement.column(&set, |d| i64::from(d.2.attempt))?;
+        statement.column(&set, |d| d.2.name.clone())?;
+        statement.column(&set, |d| d.2.policy.as_str())?;
+        statement.column(&set, |d| to_db(d.2.since))?;
+    }
+    if !deleted.is_empty() {
+        statement.parts.add(Part::DoubtsDeleted);
+        statement.column(&deleted, |d| d.0)?;
+        statement.column(&deleted, |d| d.1)?;
+        statement.column(&set, |d| d.0)?;
+        statement.column(&set, |d| d.1)?;
     }
     Ok(())
 }

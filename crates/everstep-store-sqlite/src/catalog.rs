@@ -1,13 +1,17 @@
 //! Questions about runs and namespaces.
 
 use async_trait::async_trait;
-use everstep_core::{Projection, QueueKey, RunId, RunRow};
-use everstep_store::{Catalog, Error, Namespace, PageToken, RunFilter, RunRecord, RunTables, StartRecord};
+use everstep_core::{OpId, Projection, QueueKey, RunId, RunRow};
+use everstep_store::{
+    Catalog, DoubtFilter, DoubtRecord, Error, Namespace, PageToken, RunFilter, RunRecord, RunTables,
+    StartRecord,
+};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;
 
 use crate::SqliteStore;
+use crate::doubts;
 use crate::error::before_commit;
 use crate::rows::{
     get, id_list, instant, limit as sql_limit, run_columns, run_id, run_row, run_status, timer,
@@ -137,6 +141,19 @@ impl Catalog for SqliteStore {
         task.await.unwrap_or_else(|e| Err(Error::Unavailable(format!("the reading task ended early: {e}"))))
     }
 
+    async fn list_doubts(
+        &self,
+        filter: &DoubtFilter,
+        after: Option<(RunId, OpId)>,
+        limit: usize,
+    ) -> Result<Vec<DoubtRecord>, Error> {
+        doubts::list(self.readers(), filter, after, sql_limit(limit)).await
+    }
+
+    async fn count_doubts(&self) -> Result<u64, Error> {
+        doubts::count(self.readers()).await
+    }
+
     async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error> {
         let (name, description) = (name.to_owned(), description.to_owned());
         let now = self.inner.clock.now().as_micros();
@@ -219,7 +236,13 @@ async fn read_tables(connection: &mut SqliteConnection, run: RunId) -> Result<Op
     let wakes = all("SELECT seq FROM wakes WHERE run_id = ? ORDER BY seq", &mut *connection).await?;
     let wakes =
         wakes.iter().map(|row| get::<i64>(row, 0).map(i64::cast_unsigned)).collect::<Result<_, _>>()?;
-    Ok(Some(RunTables { projection: Projection { row, timers, task }, wakes }))
+    let doubts = all(
+        "SELECT step_id, attempt, name, policy, since FROM doubts WHERE run_id = ? ORDER BY step_id",
+        &mut *connection,
+    )
+    .await?;
+    let doubts = doubts.iter().map(doubts::doubt).collect::<Result<_, _>>()?;
+    Ok(Some(RunTables { projection: Projection { row, timers, task, doubts }, wakes }))
 }
 
 /// A queue, of the columns namespace and task_queue from `first` on.

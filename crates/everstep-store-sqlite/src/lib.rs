@@ -11,6 +11,7 @@ mod append;
 mod backup;
 mod catalog;
 mod clock;
+mod doubts;
 mod error;
 mod inspect;
 mod lock;

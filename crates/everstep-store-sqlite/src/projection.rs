@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use everstep_core::{Duration, QueueKey, RunId, RunRow, Seq, Timer, TimerKey, Timestamp, Write};
+use everstep_core::{Doubt, Duration, OpId, QueueKey, RunId, RunRow, Seq, Timer, TimerKey, Timestamp, Write};
 use sqlx::SqliteConnection;
 
 use crate::sql::{ManyRows, ROWS_MAX, Values};
@@ -45,6 +45,15 @@ pub(crate) static WAKES_DELETED: ManyRows =
 static WAKES_SET: ManyRows =
     ManyRows::new("INSERT OR IGNORE INTO wakes (run_id, seq, created_at) VALUES ", "(?,?,?)", "");
 
+static DOUBTS_CLEARED: ManyRows = ManyRows::new("DELETE FROM doubts WHERE run_id IN (", "?", ")");
+static DOUBTS_DELETED: ManyRows =
+    ManyRows::new("DELETE FROM doubts WHERE (run_id, step_id) IN (VALUES ", "(?,?)", ")");
+static DOUBTS_SET: ManyRows = ManyRows::new(
+    "INSERT OR REPLACE INTO doubts (run_id, step_id, attempt, name, policy, since) VALUES ",
+    "(?,?,?,?,?,?)",
+    "",
+);
+
 /// The writes of a transaction.
 #[derive(Default)]
 pub(crate) struct Projections<'a> {
@@ -56,6 +65,9 @@ pub(crate) struct Projections<'a> {
     tasks_set: Vec<(RunId, &'a QueueKey)>,
     wakes_deleted: Vec<(RunId, Seq)>,
     wakes_set: Vec<(RunId, Seq)>,
+    doubts_cleared: Vec<RunId>,
+    doubts_deleted: Vec<(RunId, OpId)>,
+    doubts_set: Vec<(RunId, &'a Doubt)>,
 }
 
 impl<'a> Projections<'a> {
@@ -67,6 +79,8 @@ impl<'a> Projections<'a> {
         let mut task: Option<Option<&QueueKey>> = None;
         let mut seen: Option<Seq> = None;
         let mut wakes: BTreeSet<Seq> = BTreeSet::new();
+        let mut doubts_cleared = false;
+        let mut doubts: BTreeMap<OpId, Option<&Doubt>> = BTreeMap::new();
         for write in writes {
             match write {
                 Write::Run(new) => {
@@ -82,6 +96,12 @@ impl<'a> Projections<'a> {
                 }
                 Write::TaskSet(queue) => task = Some(Some(queue)),
                 Write::TaskDeleted => task = Some(None),
+                Write::DoubtSet(doubt) => drop(doubts.insert(doubt.step, Some(doubt))),
+                Write::DoubtDeleted(step) => drop(doubts.insert(*step, None)),
+                Write::DoubtsCleared => {
+                    doubts_cleared = true;
+                    doubts.clear();
+                }
                 Write::WakeSet { seq } => drop(wakes.insert(*seq)),
                 Write::WakesDeleted { up_to } => {
                     seen = seen.max(Some(*up_to));
@@ -95,6 +115,13 @@ impl<'a> Projections<'a> {
             match fire_at {
                 Some(fire_at) => self.timers_set.push((run, key, fire_at)),
                 None => self.timers_deleted.push((run, key)),
+            }
+        }
+        self.doubts_cleared.extend(doubts_cleared.then_some(run));
+        for (step, doubt) in doubts {
+            match doubt {
+                Some(doubt) => self.doubts_set.push((run, doubt)),
+                None => self.doubts_deleted.push((run, step)),
             }
         }
         match task {
@@ -130,7 +157,14 @@ impl<'a> Projections<'a> {
             bind_seq(v, wake);
             v.push(now.as_micros());
         })
-        .await
+        .await?;
+        write_rows(c, &DOUBTS_CLEARED, &self.doubts_cleared, |v, run| v.push(run.uuid())).await?;
+        write_rows(c, &DOUBTS_DELETED, &self.doubts_deleted, |v, (run, step)| {
+            v.push(run.uuid());
+            v.push(i64::from(step.0));
+        })
+        .await?;
+        write_rows(c, &DOUBTS_SET, &self.doubts_set, |v, (run, doubt)| bind_doubt(v, *run, doubt)).await
     }
 }
 
@@ -159,6 +193,16 @@ fn bind_timer(values: &mut Values, run: RunId, key: TimerKey) {
     values.push(run.uuid());
     values.push(key.kind.as_str());
     values.push(i64::from(key.id));
+}
+
+fn bind_doubt(values: &mut Values, run: RunId, doubt: &Doubt) {
+    let Doubt { step, name, attempt, policy, since } = doubt;
+    values.push(run.uuid());
+    values.push(i64::from(step.0));
+    values.push(i64::from(*attempt));
+    values.push(name.as_str());
+    values.push(policy.as_str());
+    values.push(since.as_micros());
 }
 
 fn bind_run(values: &mut Values, row: &RunRow) {

@@ -8,9 +8,11 @@
 mod appends;
 mod catalog;
 mod differential;
+mod doubts;
 mod inspect;
 mod payloads;
 mod races;
+mod relay;
 mod sample;
 mod sessions;
 mod starts;
@@ -24,9 +26,11 @@ use everstep_core::{Duration, Timestamp};
 pub use appends::*;
 pub use catalog::*;
 pub use differential::differential;
+pub use doubts::*;
 pub use inspect::*;
 pub use payloads::*;
 pub use races::*;
+pub use relay::*;
 pub use sessions::*;
 pub use starts::*;
 pub use sweep::*;
@@ -134,6 +138,11 @@ where
         parked_runs_are_told_apart,
         wake_tables_are_gone_through_in_pages,
         the_backlog_is_told,
+        doubts_of_a_run_apply_in_order,
+        doubts_are_listed_and_counted,
+        a_question_is_claimed_once_and_again_later,
+        a_question_is_answered_once,
+        a_late_question_goes,
     );
 }
 

@@ -12,6 +12,7 @@ mod error;
 mod inspect;
 mod memory;
 mod records;
+mod relay;
 mod traits;
 
 pub use append::{Append, AppendReply, RunAppend, StartClaim, Verdict};
@@ -19,6 +20,8 @@ pub use error::Error;
 pub use inspect::{Backlog, Inspect, LastEvent, WakePage, WakeRows, WakeTable};
 pub use memory::MemoryStore;
 pub use records::{
-    ClaimedTimers, Namespace, PageToken, RunFilter, RunRecord, RunTables, SessionRow, StartRecord,
+    ClaimedTimers, DoubtFilter, DoubtRecord, Namespace, PageToken, RunFilter, RunRecord, RunTables,
+    SessionRow, StartRecord,
 };
+pub use relay::{AskAnswer, AskOutcome, AskRow, AskState, AskWant, Relay};
 pub use traits::{Catalog, Log, PAGE_BYTES_MAX, Sessions, Store, Sweep};

@@ -1,6 +1,8 @@
 //! The in-memory store: the semantics of the port, without a database. Nothing survives the process.
 
+mod doubts;
 mod inspect;
+mod relay;
 #[cfg(test)]
 mod tests;
 
@@ -10,13 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use everstep_core::{
-    Duration, Event, NodeId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId, Timer, TimerKey,
-    Timestamp, Write,
+    Doubt, Duration, Event, NodeId, OpId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId,
+    Timer, TimerKey, Timestamp, Write,
 };
 
 use crate::{
-    Append, AppendReply, Catalog, ClaimedTimers, Error, Log, Namespace, PAGE_BYTES_MAX, PageToken, RunAppend,
-    RunFilter, RunRecord, RunTables, SessionRow, Sessions, StartRecord, Sweep, Verdict,
+    Append, AppendReply, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Log, Namespace,
+    PAGE_BYTES_MAX, PageToken, Relay, RunAppend, RunFilter, RunRecord, RunTables, SessionRow, Sessions,
+    StartRecord, Sweep, Verdict,
 };
 
 /// The end of a timer's claim while nobody has claimed it.
@@ -43,8 +46,10 @@ struct Tables {
     timers: BTreeMap<(RunId, TimerKey), (Timestamp, Timestamp)>,
     tasks: BTreeMap<RunId, Task>,
     wakes: BTreeMap<(RunId, Seq), Timestamp>,
+    doubts: BTreeMap<(RunId, OpId), Doubt>,
     sessions: BTreeMap<SessionId, (SessionRow, Timestamp, bool)>,
     namespaces: BTreeMap<String, Namespace>,
+    asks: relay::Asks,
 }
 
 #[derive(Debug)]
@@ -118,7 +123,8 @@ impl MemoryStore {
             .collect();
         let task = tables.tasks.get(&run).map(|t| t.queue.clone());
         let wakes = tables.wakes.range((run, 0)..=(run, Seq::MAX)).map(|((_, seq), _)| *seq).collect();
-        Some(RunTables { projection: Projection { row, timers, task }, wakes })
+        let doubts = tables.doubts_of(run);
+        Some(RunTables { projection: Projection { row, timers, task, doubts }, wakes })
     }
 
     /// [`Sessions::open_session`], at once.
@@ -357,6 +363,13 @@ impl Tables {
                 Write::TaskDeleted => {
                     self.tasks.remove(&run_id);
                 }
+                Write::DoubtSet(doubt) => {
+                    self.doubts.insert((run_id, doubt.step), (**doubt).clone());
+                }
+                Write::DoubtDeleted(step) => {
+                    self.doubts.remove(&(run_id, *step));
+                }
+                Write::DoubtsCleared => self.doubts.retain(|(run, _), _| *run != run_id),
                 Write::WakeSet { seq } => {
                     self.wakes.entry((run_id, *seq)).or_insert(now);
                 }
@@ -370,6 +383,10 @@ impl Tables {
 
 #[async_trait]
 impl Log for MemoryStore {
+    fn relay(&self) -> Option<&dyn Relay> {
+        Some(self)
+    }
+
     async fn append(&self, batch: Vec<Append>) -> AppendReply {
         self.append_sync(batch)
     }
@@ -425,6 +442,19 @@ impl Catalog for MemoryStore {
 
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
         Ok(self.run_tables_sync(run))
+    }
+
+    async fn list_doubts(
+        &self,
+        filter: &DoubtFilter,
+        after: Option<(RunId, OpId)>,
+        limit: usize,
+    ) -> Result<Vec<DoubtRecord>, Error> {
+        Ok(self.lock().list_doubts(filter, after, limit))
+    }
+
+    async fn count_doubts(&self) -> Result<u64, Error> {
+        Ok(self.lock().doubts.len() as u64)
     }
 
     async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error> {

@@ -1,7 +1,7 @@
 //! Rows that the store gives and takes besides events.
 
 use everstep_core::{
-    Duration, NodeId, Projection, RunId, RunRow, RunStatus, Seq, SessionId, TimerKey, Timestamp,
+    Doubt, Duration, NodeId, Projection, RunId, RunRow, RunStatus, Seq, SessionId, TimerKey, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -81,10 +81,32 @@ pub struct ClaimedTimers {
     pub now: Timestamp,
 }
 
+/// Which attempts in doubt to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoubtFilter {
+    /// Of this namespace.
+    pub namespace: String,
+    /// Of this run only.
+    pub run: Option<RunId>,
+}
+
+/// An attempt in doubt, with the run that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoubtRecord {
+    /// The run.
+    pub run_id: RunId,
+    /// The caller's business key.
+    pub workflow_id: String,
+    /// Queue whose workers run it.
+    pub task_queue: String,
+    /// The attempt.
+    pub doubt: Doubt,
+}
+
 /// Everything the tables beside the log hold about one run, for export and for `rebuild --check`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunTables {
-    /// Row, timers and task.
+    /// Row, timers, task and doubts.
     pub projection: Projection,
     /// Wakes waiting for the owner.
     pub wakes: Vec<Seq>,

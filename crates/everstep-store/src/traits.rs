@@ -1,11 +1,11 @@
 //! The small ports that make a store; the one for operators is beside, in `inspect`.
 
 use async_trait::async_trait;
-use everstep_core::{Duration, Event, NodeId, QueueKey, RunId, Seq, SessionId, TimerKey, Timestamp};
+use everstep_core::{Duration, Event, NodeId, OpId, QueueKey, RunId, Seq, SessionId, TimerKey, Timestamp};
 
 use crate::{
-    Append, AppendReply, ClaimedTimers, Error, Inspect, Namespace, PageToken, RunFilter, RunRecord,
-    RunTables, SessionRow, StartRecord,
+    Append, AppendReply, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Namespace, PageToken,
+    Relay, RunFilter, RunRecord, RunTables, SessionRow, StartRecord,
 };
 
 /// A complete store.
@@ -22,6 +22,11 @@ pub trait Log: Send + Sync + 'static {
     /// Whether nodes in other processes may append to the same log.
     fn is_shared(&self) -> bool {
         false
+    }
+
+    /// Where questions wait for other nodes; `None` when there is no other node, ever.
+    fn relay(&self) -> Option<&dyn Relay> {
+        None
     }
 
     /// Lets go of the database in order, once nobody calls any more; a file is then complete by itself.
@@ -78,6 +83,17 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// What the tables beside the log hold for a run.
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error>;
+
+    /// Attempts in doubt that match, by run and step, at most `limit`, strictly after `after`.
+    async fn list_doubts(
+        &self,
+        filter: &DoubtFilter,
+        after: Option<(RunId, OpId)>,
+        limit: usize,
+    ) -> Result<Vec<DoubtRecord>, Error>;
+
+    /// How many attempts are in doubt, in all namespaces.
+    async fn count_doubts(&self) -> Result<u64, Error>;
 
     /// Makes a namespace; `false` when it exists already (nothing is changed then).
     async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error>;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bolero::{check, produce};
 use everstep_core::{
-    Actor, CommandId, Event, EventBody, Payload, QueueKey, RunId, RunStarted, TimerKey, Timestamp,
+    Actor, CommandId, Event, EventBody, OpId, Payload, QueueKey, RunId, RunStarted, TimerKey, Timestamp,
     TraceContext, Write,
 };
 use everstep_store::{Append, MemoryStore, RunAppend, StartClaim, Verdict};
@@ -38,7 +38,7 @@ fn run_append(input: &[u8]) -> RunAppend {
     let step = if step < 240 { 1 } else { u64::from(step) };
     let seq = |i: u8| if first == 4 { u64::MAX } else { u64::from(first) + u64::from(i) * step };
     let events = (0..count).map(|i| event(seq(i), first == 1 && i == 0)).collect();
-    let (claims, holder, writes) = (next() % 3 > 0, next() % 4, next() % 8);
+    let (claims, holder, writes) = (next() % 3 > 0, next() % 4, next() % 10);
     let id = |n: u8| RunId::from_uuid(Uuid::from_u128(u128::from(n)));
     let start = claims.then(|| StartClaim {
         namespace: "default".to_owned(),
@@ -52,6 +52,8 @@ fn run_append(input: &[u8]) -> RunAppend {
         Write::TaskDeleted,
         Write::TimerDeleted(TimerKey::RUN_TIMEOUT),
         Write::TaskSet(QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() }),
+        Write::DoubtsCleared,
+        Write::DoubtDeleted(OpId(u32::MAX)),
         Write::WakeSet { seq: u64::MAX },
         Write::WakesDeleted { up_to: u64::MAX },
     ];

@@ -1,9 +1,13 @@
 //! Waiting for several things at once, in an order that replay repeats: children are always polled from
 //! first to last, and none of these keeps the waker.
 
+mod unordered;
+
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+
+pub use unordered::{Buffered, TimedOut, Timeout, Unordered, buffered, map_buffered, timeout};
 
 /// The one of two futures that was ready first.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -55,16 +55,24 @@ mod ctx;
 mod error;
 mod machine;
 mod payload;
+mod saga;
+pub mod testing;
 mod trace;
 pub mod worker;
 
 pub use client::{Client, RunHandle};
-pub use combine::{Either, join_all, race, select2};
-pub use ctx::{Canceled, Ctx, RunInfo, Signal, Sleep, Step, StepInfo, step_info};
+pub use combine::{
+    Buffered, Either, TimedOut, Timeout, Unordered, buffered, join_all, map_buffered, race, select2, timeout,
+};
+pub use ctx::{
+    Canceled, Ctx, InDoubt, Known, Probe, ProbeFn, ProbeFuture, QueryError, RunInfo, Signal, Sleep, State,
+    Step, StepInfo, step_info,
+};
 pub use error::{ClientError, RunError, StepError, StepFailed, WorkerError, WorkflowError};
 pub use everstep_core::{Failure, Payload, RetryPolicy, RunId, RunStatus};
 pub use machine::{AttemptFn, AttemptFuture, Machine, Obstacle, Work};
 pub use payload::{decode, encode};
+pub use saga::{Saga, SagaError, saga};
 pub use worker::{Worker, WorkerBuilder};
 
 #[doc(hidden)]

@@ -1,5 +1,6 @@
 //! One run's workflow as a value: events in, work out. No IO, no runtime, no clock.
 
+pub(crate) mod handlers;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +15,12 @@ use std::time::Duration;
 use chrono::DateTime;
 use everstep_core::replay::Mismatch;
 use everstep_core::{
-    BlockKind, Blocked, Event, EventBody, Failure, OpId, Payload, RetryPolicy, RunId, RunStarted, Seq,
-    TimerKind, Timestamp,
+    BlockKind, Blocked, DoubtPolicy, Event, EventBody, Failure, OpId, Payload, Resolution, RetryPolicy,
+    RunId, RunStarted, Seq, TimerKind, Timestamp,
 };
 
-use crate::ctx::{OpState, Shared};
-use crate::{Ctx, RunInfo, WorkflowError};
+use crate::ctx::{CtxState, Guard, Known, OpState, Shared, Unsupported};
+use crate::{Ctx, ProbeFn, RunInfo, WorkflowError};
 
 /// Polls that one event may take: code that keeps waking itself does not come to rest.
 const POLLS_MAX: u32 = 1_000;
@@ -38,7 +39,7 @@ pub type AttemptFuture = Pin<Box<dyn Future<Output = Result<Payload, Failure>> +
 
 /// One run of a workflow, between two events.
 pub struct Machine {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     future: Option<WorkflowFuture>,
     outcome: Option<Result<Payload, WorkflowError>>,
     finish_taken: bool,
@@ -82,8 +83,34 @@ pub enum Work {
         timeout: Option<Duration>,
         /// When it is due; database time.
         not_before: Option<Timestamp>,
+        /// Set for a guarded step: begin it only when its start is recorded.
+        guard: Option<DoubtPolicy>,
         /// What to run.
         run: AttemptFn,
+    },
+    /// Find out whether an attempt in doubt had its effect.
+    Probe {
+        /// The step.
+        id: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt in doubt.
+        attempt: u32,
+        /// Longest time for one look.
+        timeout: Option<Duration>,
+        /// What to run.
+        run: ProbeFn,
+    },
+    /// End a step whose attempt is in doubt as failed for good.
+    GiveUp {
+        /// The step.
+        id: OpId,
+        /// Its name.
+        name: String,
+        /// The attempt in doubt.
+        attempt: u32,
+        /// Why.
+        failure: Failure,
     },
     /// Start a timer.
     StartTimer {
@@ -96,6 +123,13 @@ pub enum Work {
     CancelTimer {
         /// The timer.
         id: OpId,
+    },
+    /// Record which version of a change the code goes on with; before anything that follows from it.
+    MarkVersion {
+        /// The change.
+        change_id: String,
+        /// The version.
+        version: u32,
     },
     /// The workflow has ended.
     Finish {
@@ -110,8 +144,11 @@ impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Attempt { id, name, attempt, .. } => write!(f, "Attempt({id} {name} {attempt})"),
+            Self::Probe { id, name, attempt, .. } => write!(f, "Probe({id} {name} {attempt})"),
+            Self::GiveUp { id, name, attempt, .. } => write!(f, "GiveUp({id} {name} {attempt})"),
             Self::StartTimer { id, delay } => write!(f, "StartTimer({id} {delay:?})"),
             Self::CancelTimer { id } => write!(f, "CancelTimer({id})"),
+            Self::MarkVersion { change_id, version } => write!(f, "MarkVersion({change_id} {version})"),
             Self::Finish { outcome, unconsumed } => write!(f, "Finish({outcome:?} {unconsumed:?})"),
         }
     }
@@ -134,9 +171,15 @@ impl Wake for Detector {
 }
 
 impl Machine {
-    /// A run whose history begins with this `RunStarted` event. Apply that event first.
+    /// A run whose history begins with this `RunStarted` event, and says this in all. Apply that event first.
     #[doc(hidden)]
-    pub fn new(run: RunId, start: &RunStarted, at: Timestamp, workflow: &WorkflowFactory) -> Self {
+    pub fn new(
+        run: RunId,
+        start: &RunStarted,
+        at: Timestamp,
+        workflow: &WorkflowFactory,
+        known: Known,
+    ) -> Self {
         let info = RunInfo {
             run_id: run,
             workflow_id: start.workflow_id.clone(),
@@ -145,7 +188,7 @@ impl Machine {
             task_queue: start.task_queue.clone(),
             started_at: DateTime::from_timestamp_micros(at.as_micros()).unwrap_or_default(),
         };
-        let shared = Arc::new(Shared::new(info, start.seed, at));
+        let shared = Arc::new(Shared::new(info, start.seed, at, known));
         let future = {
             let _polled = shared.enter();
             workflow(Ctx::new(Arc::clone(&shared)), start.input.clone())
@@ -206,30 +249,8 @@ impl Machine {
 
     fn note(&mut self, event: &Event) {
         let mut state = self.shared.lock();
+        note_step(&mut state, event);
         match &event.body {
-            EventBody::StepStarted { step, attempt, .. } => {
-                if let Some(op) = state.step(*step) {
-                    op.recorded = op.recorded.max(*attempt);
-                }
-            }
-            EventBody::StepCompleted { step, attempt, result, .. } => {
-                if let Some(op) = state.step(*step) {
-                    op.recorded = op.recorded.max(*attempt);
-                    op.outcome = Some(Ok(result.clone()));
-                }
-            }
-            EventBody::StepFailed { step, attempt, failure, retry_at, .. } => {
-                let id = *step;
-                if let Some(op) = state.step(id) {
-                    op.recorded = op.recorded.max(*attempt);
-                    op.in_flight = false;
-                    op.retry_at = *retry_at;
-                    if retry_at.is_none() {
-                        op.outcome = Some(Err(failure.clone()));
-                    }
-                }
-                state.fresh.push(id);
-            }
             EventBody::TimerStarted { timer, .. } => {
                 if let Some(op) = state.timer(*timer) {
                     op.started = true;
@@ -255,6 +276,7 @@ impl Machine {
                 state.signals.entry(name.clone()).or_default().push_back((event.seq, input.clone()));
             }
             EventBody::CancelRequested { .. } => state.cancel_requested = true,
+            EventBody::VersionMarked { change_id, version } => state.versions.mark(change_id, *version),
             _ => {}
         }
     }
@@ -271,7 +293,7 @@ impl Machine {
             match polled {
                 Err(panic) => {
                     self.future = None;
-                    return Err(Obstacle::Panicked(panic_message(&*panic)));
+                    return Err(self.stopped(&*panic));
                 }
                 Ok(Poll::Ready(outcome)) => {
                     self.outcome = Some(outcome);
@@ -290,6 +312,19 @@ impl Machine {
             }
         }
         Err(Obstacle::Blocked(Box::new(self.foreign_wake("woke itself again and again"))))
+    }
+
+    /// What stopped the code in the middle of a poll.
+    fn stopped(&self, panic: &(dyn std::any::Any + Send)) -> Obstacle {
+        let Some(Unsupported { change, code, source }) = panic.downcast_ref() else {
+            return Obstacle::Panicked(panic_message(panic));
+        };
+        Obstacle::Blocked(Box::new(nondeterminism(&Mismatch {
+            seq: self.seen,
+            expected: change.clone(),
+            produced: code.clone(),
+            source: Some(source),
+        })))
     }
 
     fn foreign_wake(&self, what: &str) -> Blocked {
@@ -314,8 +349,10 @@ impl Machine {
         let mut fresh = std::mem::take(&mut state.fresh);
         fresh.sort_unstable();
         fresh.dedup();
+        let marks = state.versions.take().into_iter();
         let mut work: Vec<Work> =
-            fresh.into_iter().filter_map(|id| work_of(id, state.ops.get_mut(id.0 as usize - 1)?)).collect();
+            marks.map(|(change_id, version)| Work::MarkVersion { change_id, version }).collect();
+        work.extend(fresh.into_iter().filter_map(|id| work_of(id, state.ops.get_mut(id.0 as usize - 1)?)));
         if let Some(outcome) = &self.outcome
             && !self.finish_taken
         {
@@ -325,6 +362,30 @@ impl Machine {
             work.push(Work::Finish { outcome: outcome.clone(), unconsumed });
         }
         work
+    }
+
+    /// The attempt of a step that is in doubt, if one is.
+    pub fn doubt(&self, id: OpId) -> Option<u32> {
+        self.shared.lock().step(id)?.doubt
+    }
+
+    /// A probe has found that the attempt in doubt had no effect and will have none: the next one may begin.
+    pub fn disprove(&mut self, id: OpId, attempt: u32) {
+        let mut state = self.shared.lock();
+        if let Some(op) = state.step(id)
+            && op.doubt == Some(attempt)
+        {
+            op.doubt = None;
+            op.in_flight = false;
+            state.fresh.push(id);
+        }
+    }
+
+    /// True when a guarded attempt is recorded as begun and not as ended or in doubt. Whoever has not begun it
+    /// himself cannot know how it stands.
+    pub fn has_begun(&self) -> bool {
+        let state = self.shared.lock();
+        state.ops.iter().any(|op| matches!(op, OpState::Step(step) if step.begun))
     }
 
     /// The workflow waits for something that only a later event brings.
@@ -338,22 +399,92 @@ impl Machine {
     }
 }
 
+/// What an event says of a step.
+fn note_step(state: &mut CtxState, event: &Event) {
+    match &event.body {
+        EventBody::StepStarted { step, attempt, in_doubt, .. } => {
+            if let Some(op) = state.step(*step) {
+                op.recorded = op.recorded.max(*attempt);
+                op.begun = in_doubt.is_some();
+                op.doubt = None;
+            }
+        }
+        EventBody::StepInDoubt { step, attempt, .. } => {
+            let id = *step;
+            if let Some(op) = state.step(id) {
+                op.recorded = op.recorded.max(*attempt);
+                op.begun = false;
+                op.doubt = Some(*attempt);
+                op.in_flight = false;
+            }
+            state.fresh.push(id);
+        }
+        EventBody::StepResolved(resolved) => {
+            if let Some(op) = state.step(resolved.step) {
+                op.doubt = None;
+                op.in_flight = false;
+                op.outcome = match &resolved.resolution {
+                    Resolution::Completed(result) => Some(Ok(result.clone())),
+                    Resolution::Failed(failure) => Some(Err(failure.clone())),
+                    Resolution::Retry => None,
+                };
+            }
+            state.fresh.push(resolved.step);
+        }
+        EventBody::StepCompleted { step, attempt, result, .. } => {
+            if let Some(op) = state.step(*step) {
+                op.recorded = op.recorded.max(*attempt);
+                op.begun = false;
+                op.doubt = None;
+                op.outcome = Some(Ok(result.clone()));
+            }
+        }
+        EventBody::StepFailed { step, attempt, failure, retry_at, .. } => {
+            let id = *step;
+            if let Some(op) = state.step(id) {
+                op.recorded = op.recorded.max(*attempt);
+                op.begun = false;
+                op.doubt = None;
+                op.in_flight = false;
+                op.retry_at = *retry_at;
+                if retry_at.is_none() {
+                    op.outcome = Some(Err(failure.clone()));
+                }
+            }
+            state.fresh.push(id);
+        }
+        _ => {}
+    }
+}
+
 fn work_of(id: OpId, op: &mut OpState) -> Option<Work> {
     match op {
         OpState::Step(step) => {
             if !step.requested || step.in_flight || step.outcome.is_some() || step.dropped {
                 return None;
             }
+            let (name, timeout) = (step.name.clone(), step.timeout);
+            let work = match (step.doubt, &step.guard) {
+                (Some(_), Some(Guard::AskHuman)) => return None,
+                (Some(attempt), Some(Guard::Verify(run))) => {
+                    Work::Probe { id, name, attempt, timeout, run: Arc::clone(run) }
+                }
+                (Some(attempt), Some(Guard::Fail)) => {
+                    Work::GiveUp { id, name, attempt, failure: in_doubt(attempt) }
+                }
+                (None, _) | (Some(_), Some(Guard::Retry) | None) => Work::Attempt {
+                    id,
+                    name,
+                    attempt: step.recorded + 1,
+                    policy: step.policy.clone(),
+                    timeout,
+                    not_before: step.retry_at,
+                    guard: step.guard.as_ref().map(Guard::policy),
+                    run: Arc::clone(&step.attempt),
+                },
+            };
             step.in_flight = true;
-            Some(Work::Attempt {
-                id,
-                name: step.name.clone(),
-                attempt: step.recorded + 1,
-                policy: step.policy.clone(),
-                timeout: step.timeout,
-                not_before: step.retry_at,
-                run: Arc::clone(&step.attempt),
-            })
+            Some(work)
         }
         OpState::Timer(timer) => {
             timer.requested?;
@@ -372,6 +503,12 @@ fn work_of(id: OpId, op: &mut OpState) -> Option<Work> {
             Some(Work::StartTimer { id, delay: timer.delay })
         }
     }
+}
+
+fn in_doubt(attempt: u32) -> Failure {
+    let message =
+        format!("the worker was lost during attempt {attempt}, and nobody knows whether it had its effect");
+    Failure::new("InDoubt", message).non_retryable()
 }
 
 fn nondeterminism(mismatch: &Mismatch) -> Blocked {

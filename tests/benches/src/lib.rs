@@ -4,7 +4,7 @@
 //! measures; these counts are the same on each machine, so that a change which makes a path dearer is seen.
 
 use anyhow::{Context as _, bail};
-use everstep::{Ctx, Machine, StepError, WorkflowError};
+use everstep::{Ctx, Known, Machine, StepError, WorkflowError};
 use everstep_core::{
     Actor, Attach, Command, CommandBody, CommandId, CommitCommand, ConflictPolicy, Duration, Event,
     EventBody, OpId, Payload, ReusePolicy, Run, RunId, SessionId, StartDecision, StartRun, Timestamp,
@@ -144,7 +144,7 @@ pub fn replay(history: &[Event]) -> anyhow::Result<u64> {
         bail!("the history does not begin with RunStarted");
     };
     let factory = everstep::worker::workflow_factory(workflow);
-    let mut machine = Machine::new(RUN, started, *at, &factory);
+    let mut machine = Machine::new(RUN, started, *at, &factory, Known::of(history));
     for event in history {
         if let Err(obstacle) = machine.apply(event) {
             bail!("event {}: {obstacle:?}", event.seq);

@@ -12,7 +12,9 @@ use anyhow::{Context as _, bail};
 use everstep_checker::format::{EXPECTED, Expected, JOURNAL, LineWriter, Meta, OpKind};
 use everstep_checker::{Verdict, Word};
 use everstep_fault::POINTS;
-use everstep_tests::program::{Code, End, Op, Profile, Program as Workflow, SIGNAL_NAME, Source, Step, Wish};
+use everstep_tests::program::{
+    Code, Doubt, End, Op, Profile, Program as Workflow, SIGNAL_NAME, Source, Step, Wish,
+};
 use everstep_tests::servers::{NatsServer, PostgresServer, free_port};
 use rustix::process::Signal;
 use serde_json::json;
@@ -451,6 +453,7 @@ fn workflow() -> Workflow {
         ops: vec![
             Op::Step(step("one", 0, 1, 100)),
             Op::Step(step("flaky", 1, 1, 100)),
+            Op::Guarded { step: step("guarded", 0, 1, 40), doubt: Doubt::Retry },
             Op::Step(step("huge", 0, 1, 100_000)),
             pause("nap", 250),
             Op::Parallel(vec![

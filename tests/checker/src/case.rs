@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use everstep_core::{Event, QueueKey, RunId, RunRow, RunStatus, Timer, Timestamp};
+use everstep_core::{Doubt, Event, QueueKey, RunId, RunRow, RunStatus, Timer, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -37,6 +37,7 @@ pub(crate) struct Tables {
     pub(crate) events: Vec<Event>,
     pub(crate) timers: Vec<Timer>,
     pub(crate) tasks: Vec<QueueKey>,
+    pub(crate) doubts: Vec<Doubt>,
     pub(crate) wakes: Vec<u64>,
 }
 
@@ -134,6 +135,7 @@ impl Case {
             "events" => tables.events.push(decode::event(&line.row)?),
             "timers" => tables.timers.push(decode::timer(&line.row)?),
             "tasks" => tables.tasks.push(decode::task(&line.row)?),
+            "doubts" => tables.doubts.push(decode::doubt(&line.row)?),
             "wakes" => tables.wakes.push(decode::wake(&line.row)?),
             // A table of a later version.
             _ => {}

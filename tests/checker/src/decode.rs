@@ -7,9 +7,9 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use everstep_core::{
-    Actor, BlockKind, Blocked, CommandId, DetachReason, Duration, Event, EventBody, Failure, OpId, Payload,
-    QueueKey, RunId, RunRow, RunStarted, RunStatus, SessionId, Timer, TimerKey, TimerKind, Timestamp,
-    TraceContext, WorkerInfo,
+    Actor, BlockKind, Blocked, CommandId, DetachReason, Doubt, DoubtPolicy, Duration, Event, EventBody,
+    Failure, OpId, Payload, QueueKey, Resolution, RunId, RunRow, RunStarted, RunStatus, SessionId,
+    StepResolved, Timer, TimerKey, TimerKind, Timestamp, TraceContext, WorkerInfo,
 };
 use serde_json::Value;
 
@@ -163,7 +163,7 @@ fn body(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
             worker: WorkerInfo { identity: f.text("worker")?, build_id: f.text("build_id")? },
         },
         "WorkerDetached" => EventBody::WorkerDetached { reason: detached(f)? },
-        "StepStarted" | "StepCompleted" | "StepFailed" => step(kind, f)?,
+        "StepStarted" | "StepInDoubt" | "StepResolved" | "StepCompleted" | "StepFailed" => step(kind, f)?,
         "TimerStarted" => EventBody::TimerStarted { timer: f.op("timer_id")?, fire_at: f.time("fire_at")? },
         "TimerFired" => EventBody::TimerFired { timer: timer_key(&f.text("timer")?, f.number("timer_id")?)? },
         "TimerCanceled" => EventBody::TimerCanceled { timer: f.op("timer_id")? },
@@ -173,6 +173,9 @@ fn body(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
             input: payload(f.get("input")?),
         },
         "CancelRequested" => EventBody::CancelRequested { reason: f.text("reason")? },
+        "VersionMarked" => {
+            EventBody::VersionMarked { change_id: f.text("change_id")?, version: f.number("version")? }
+        }
         "RunBlocked" => EventBody::RunBlocked(Box::new(blocked(f)?)),
         "RunUnblocked" => EventBody::RunUnblocked { build_id: f.text("build_id")? },
         "RunCompleted" => {
@@ -215,7 +218,12 @@ fn detached(f: Fields<'_>) -> anyhow::Result<DetachReason> {
 fn step(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
     let (step, name, attempt) = (f.op("step_id")?, f.text("step")?, f.number("attempt")?);
     Ok(match kind {
-        "StepStarted" => EventBody::StepStarted { step, name, attempt },
+        "StepStarted" => EventBody::StepStarted { step, name, attempt, in_doubt: doubt_policy(f)? },
+        "StepInDoubt" => EventBody::StepInDoubt { step, name, attempt },
+        "StepResolved" => {
+            let (resolution, note) = (resolution(f)?, f.text("note")?);
+            EventBody::StepResolved(Box::new(StepResolved { step, name, attempt, resolution, note }))
+        }
         "StepCompleted" => EventBody::StepCompleted {
             step,
             name,
@@ -231,6 +239,21 @@ fn step(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
             failure: failure(f.get("failure")?)?,
             retry_at: f.maybe_time("retry_at")?,
         },
+    })
+}
+
+/// Absent for a step that is not guarded.
+fn doubt_policy(f: Fields<'_>) -> anyhow::Result<Option<DoubtPolicy>> {
+    let Some(Value::String(word)) = f.0.get("in_doubt") else { return Ok(None) };
+    Ok(Some(DoubtPolicy::parse(word).with_context(|| format!("'{word}' is no policy"))?))
+}
+
+fn resolution(f: Fields<'_>) -> anyhow::Result<Resolution> {
+    Ok(match f.text("resolution")?.as_str() {
+        "completed" => Resolution::Completed(payload(f.get("result")?)),
+        "failed" => Resolution::Failed(failure(f.get("failure")?)?),
+        "retry" => Resolution::Retry,
+        other => bail!("'{other}' is no resolution"),
     })
 }
 
@@ -284,6 +307,19 @@ pub(crate) fn run_row(row: &Value) -> anyhow::Result<RunRow> {
 pub(crate) fn timer(row: &Value) -> anyhow::Result<Timer> {
     let f = Fields(row);
     Ok(Timer { key: timer_key(&f.text("kind")?, f.number("id")?)?, fire_at: f.time("fire_at")? })
+}
+
+/// A row of the table `doubts`.
+pub(crate) fn doubt(row: &Value) -> anyhow::Result<Doubt> {
+    let f = Fields(row);
+    let policy = f.text("policy")?;
+    Ok(Doubt {
+        step: f.op("step_id")?,
+        name: f.text("step")?,
+        attempt: f.number("attempt")?,
+        policy: DoubtPolicy::parse(&policy).with_context(|| format!("'{policy}' is no policy"))?,
+        since: f.time("since")?,
+    })
 }
 
 /// A row of the table `tasks`.

@@ -1,11 +1,11 @@
 //! The tables beside the log: what they hold follows from the events, and from nothing else.
 
-use everstep_core::{Projection, QueueKey, Run, RunId, RunRow, Timer};
+use everstep_core::{Doubt, Projection, QueueKey, Run, RunId, RunRow, Timer};
 
 use crate::case::{Case, Tables};
 use crate::verdict::Check;
 
-/// INV-04: folding the events gives the exported row, timers and task.
+/// INV-04: folding the events gives the exported row, timers, doubts and task.
 pub(crate) fn fold(case: &Case) -> Check {
     let mut check = Check::new("tables", &["INV-04"]);
     for problem in &case.undecoded {
@@ -29,6 +29,7 @@ pub(crate) fn fold(case: &Case) -> Check {
             Some(row) => rows(*id, row, &folded.row, &mut check),
         }
         timers(*id, &tables.timers, &folded.timers, &mut check);
+        doubts(*id, &tables.doubts, &folded.doubts, &mut check);
         task(*id, &tables.tasks, &folded, &mut check);
     }
     check
@@ -54,6 +55,16 @@ fn timers(id: RunId, stored: &[Timer], folded: &[Timer], check: &mut Check) {
     }
 }
 
+fn doubts(id: RunId, stored: &[Doubt], folded: &[Doubt], check: &mut Check) {
+    let text = |d: &Doubt| format!("step {} '{}', attempt {}", d.step, d.name, d.attempt);
+    for doubt in folded.iter().filter(|d| !stored.contains(d)) {
+        check.problem(format!("run {id}: no row for {} in doubt", text(doubt)));
+    }
+    for doubt in stored.iter().filter(|d| !folded.contains(d)) {
+        check.problem(format!("run {id}: a row for {} in doubt, which no event calls for", text(doubt)));
+    }
+}
+
 fn task(id: RunId, stored: &[QueueKey], folded: &Projection, check: &mut Check) {
     match (stored, &folded.task) {
         ([], None) => {}
@@ -68,7 +79,7 @@ fn task(id: RunId, stored: &[QueueKey], folded: &Projection, check: &mut Check) 
     }
 }
 
-/// INV-25: a closed run has no timer, task or wake, and a wake stands for an event that an owner has to
+/// INV-25: a closed run has no timer, task, doubt or wake, and a wake stands for an event that an owner has to
 /// be told of.
 pub(crate) fn leftovers(case: &Case) -> Check {
     let mut check = Check::new("leftovers", &["INV-25"]);
@@ -92,8 +103,12 @@ pub(crate) fn leftovers(case: &Case) -> Check {
 }
 
 fn closed(id: RunId, tables: &Tables, check: &mut Check) {
-    let rows =
-        [("timers", tables.timers.len()), ("tasks", tables.tasks.len()), ("wakes", tables.wakes.len())];
+    let rows = [
+        ("timers", tables.timers.len()),
+        ("tasks", tables.tasks.len()),
+        ("doubts", tables.doubts.len()),
+        ("wakes", tables.wakes.len()),
+    ];
     for (name, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
         check.problem(format!("run {id}: is closed and has {name}: {count}"));
     }
@@ -101,7 +116,7 @@ fn closed(id: RunId, tables: &Tables, check: &mut Check) {
 
 #[cfg(test)]
 mod tests {
-    use everstep_core::{OpId, RunStatus, TimerKey, Timestamp};
+    use everstep_core::{DoubtPolicy, OpId, RunStatus, TimerKey, Timestamp};
 
     use super::*;
     use crate::fixture::{FAIL_B, broken, good};
@@ -136,6 +151,19 @@ mod tests {
     fn timers_that_differ_are_found() {
         broken(fold, "no row for timer", |c| c.second().timers.clear());
         broken(fold, "which no event calls for", |c| c.second().timers.push(timer()));
+    }
+
+    #[test]
+    fn doubts_that_differ_are_found() {
+        let doubt = || Doubt {
+            step: OpId(7),
+            name: "charge".to_owned(),
+            attempt: 1,
+            policy: DoubtPolicy::AskHuman,
+            since: Timestamp::from_micros(1),
+        };
+        broken(fold, "in doubt, which no event calls for", |c| c.second().doubts.push(doubt()));
+        broken(leftovers, "has doubts", |c| c.first().doubts.push(doubt()));
     }
 
     #[test]

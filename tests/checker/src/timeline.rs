@@ -217,7 +217,16 @@ fn detail(body: &EventBody) -> String {
             format!("{}, build {}, session {session}", worker.identity, worker.build_id)
         }
         EventBody::WorkerDetached { reason } => short(&format!("{reason:?}")),
-        EventBody::StepStarted { step, name, attempt } => format!("{step} {name}, attempt {attempt}"),
+        EventBody::StepStarted { step, name, attempt, in_doubt: None } => {
+            format!("{step} {name}, attempt {attempt}")
+        }
+        EventBody::StepStarted { step, name, attempt, in_doubt: Some(policy) } => {
+            format!("{step} {name}, attempt {attempt}, guarded: {}", policy.as_str())
+        }
+        EventBody::StepInDoubt { step, name, attempt } => format!("{step} {name}, attempt {attempt}"),
+        EventBody::StepResolved(r) => {
+            short(&format!("{} {}, attempt {}: {:?}", r.step, r.name, r.attempt, r.resolution))
+        }
         EventBody::StepCompleted { step, name, attempt, result, .. } => {
             format!("{step} {name}, attempt {attempt}: {}", payload(result))
         }
@@ -232,6 +241,7 @@ fn detail(body: &EventBody) -> String {
             format!("{name} {signal_id}: {}", payload(input))
         }
         EventBody::CancelRequested { reason } | EventBody::RunTerminated { reason } => short(reason),
+        EventBody::VersionMarked { change_id, version } => format!("{change_id} is {version}"),
         EventBody::RunBlocked(blocked) => {
             short(&format!("expected {}, got {}", blocked.expected, blocked.produced))
         }

@@ -1,6 +1,6 @@
 //! Programs from seeds.
 
-use super::{Code, Dice, End, Op, Profile, Program, SIGNAL_NAME, Source, Step, Wish};
+use super::{Code, Dice, Doubt, End, Op, Profile, Program, SIGNAL_NAME, Source, Step, Wish};
 
 /// Races that may go either way; each doubles the outcomes.
 const OPEN_RACES_MAX: u32 = 2;
@@ -51,7 +51,8 @@ pub(super) fn program(source: Source) -> Program {
     let dice = Dice::new(source.seed ^ 0x0070_726f_6772_616d);
     let mut generator = Generator { dice, source, nonces: 0, open_races: 0 };
     let count = 1 + generator.dice.below(source.profile.scale().ops);
-    let ops = generator.ops(count, 0);
+    let mut ops = generator.ops(count, 0);
+    generator.add_later_kinds(&mut ops);
     let end = if generator.dice.chance(0.1) { End::Uncaught } else { End::Output };
     let wish = match generator.dice.below(12) {
         0 => Wish::Cancel,
@@ -143,13 +144,55 @@ impl Generator {
         Op::Signal { name, id }
     }
 
+    /// Kinds that came when there were seeds already: what those did before stays as it was.
+    fn add_later_kinds(&mut self, ops: &mut Vec<Op>) {
+        if self.source.profile != Profile::Sim {
+            return;
+        }
+        let mut dice = Dice::new(self.source.seed ^ 0x6c61_7465_7200_0000);
+        std::mem::swap(&mut dice, &mut self.dice);
+        self.guard(ops);
+        if self.dice.chance(0.15) {
+            let step = self.step();
+            let at = self.dice.below(ops.len() as u64 + 1) as usize;
+            ops.insert(at, Op::Version { change: "change".to_owned(), step });
+        }
+        std::mem::swap(&mut dice, &mut self.dice);
+    }
+
+    /// Some steps become guarded ones.
+    fn guard(&mut self, ops: &mut [Op]) {
+        for op in ops {
+            match op {
+                Op::Step(step) if self.dice.chance(0.15) => {
+                    let doubt = match self.dice.below(4) {
+                        // What may end otherwise is no more than what a race may be.
+                        0 if self.open_races < OPEN_RACES_MAX => {
+                            self.open_races += 1;
+                            Doubt::Fail
+                        }
+                        0 | 1 => Doubt::AskHuman,
+                        _ => Doubt::Retry,
+                    };
+                    *op = Op::Guarded { step: step.clone(), doubt };
+                }
+                Op::Parallel(parts) => parts.iter_mut().for_each(|part| self.guard(part)),
+                // Within a race, a doubt that is given up would multiply the ways of its arm.
+                _ => {}
+            }
+        }
+    }
+
     fn code(&mut self, ops: &[Op]) -> Code {
         let named = ops.iter().filter_map(|op| match op {
             Op::Step(step) => Some(step.nonce.clone()),
             _ => None,
         });
         let named: Vec<String> = named.collect();
+        let versioned = ops.iter().any(|op| matches!(op, Op::Version { .. }));
         match self.dice.below(10) {
+            // Either build has to be able to end a run that the other one has bound to its code.
+            _ if versioned => Code::Same,
             0 if !named.is_empty() => {
                 let at = self.dice.below(named.len() as u64) as usize;
                 Code::Renamed { nonce: named[at].clone() }

@@ -4,11 +4,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use everstep::{Ctx, Either, StepError, StepInfo, WorkflowError, join_all, race, select2, step_info};
+use everstep::{
+    Ctx, Either, InDoubt, StepError, StepInfo, WorkflowError, join_all, race, select2, step_info,
+};
 
 use super::{
-    Build, End, Ends, FLAKY, Op, POISON, Program, REFUSED, Step, UNCAUGHT, Wish, failure_line, signal_line,
-    sleep_line, step_line, won_line,
+    Build, Doubt, End, Ends, FLAKY, Op, POISON, Program, REFUSED, Step, UNCAUGHT, Wish, failure_line,
+    signal_line, sleep_line, step_line, version_line, won_line,
 };
 
 /// What an attempt does to the world, and how it takes its time ([`Step::slow_us`]).
@@ -86,7 +88,19 @@ fn one(shared: Arc<Shared>, op: Op) -> Lines {
     Box::pin(async move {
         let all = |parts: Vec<Vec<Op>>| parts.into_iter().map(|ops| sequence(Arc::clone(&shared), ops));
         match op {
-            Op::Step(step) => vec![run_step(&shared, step).await],
+            Op::Step(step) => vec![run_step(&shared, step, None).await],
+            Op::Guarded { step, doubt } => vec![run_step(&shared, step, Some(doubt)).await],
+            Op::Version { change, step } => {
+                let version = match shared.build {
+                    Build::A => 0,
+                    Build::B => shared.ctx.version(&change, 0..=1),
+                };
+                let mut lines = vec![version_line(version)];
+                if version == 1 {
+                    lines.push(run_step(&shared, step, None).await);
+                }
+                lines
+            }
             Op::Sleep { nonce, us } => {
                 shared.ctx.sleep(std::time::Duration::from_micros(us)).await;
                 vec![sleep_line(&nonce)]
@@ -105,7 +119,7 @@ fn one(shared: Arc<Shared>, op: Op) -> Lines {
     })
 }
 
-async fn run_step(shared: &Shared, step: Step) -> String {
+async fn run_step(shared: &Shared, step: Step, doubt: Option<Doubt>) -> String {
     let name = shared.program.step_name(&step, shared.build);
     let effects = Arc::clone(&shared.effects);
     let closure = move || {
@@ -121,7 +135,15 @@ async fn run_step(shared: &Shared, step: Step) -> String {
         }
     };
     let policy = shared.program.source.profile.retry_policy();
-    match shared.ctx.step(name, closure).retry(policy).await {
+    let mut step = shared.ctx.step(name, closure).retry(policy);
+    if let Some(doubt) = doubt {
+        step = step.in_doubt(match doubt {
+            Doubt::Retry => InDoubt::Retry,
+            Doubt::Fail => InDoubt::Fail,
+            Doubt::AskHuman => InDoubt::AskHuman,
+        });
+    }
+    match step.await {
         Ok(result) => step_line(&result),
         Err(failed) => failure_line(&failed.failure.kind, &failed.failure.message),
     }

@@ -8,6 +8,8 @@
 //! |---|---|
 //! | step | `step <nonce> <bytes>`, both read from the recorded result |
 //! | step that ends in a final failure | `refused <nonce>` |
+//! | guarded step | as a step; or `failed InDoubt`, when its code gives up what is in doubt |
+//! | version | `version 0`; or `version 1`, then the line of its step |
 //! | sleep | `slept <nonce>` |
 //! | signal | `signal <id>`, read from the signal's input |
 //! | parallel | the lines of its branches, the first branch's first |
@@ -23,7 +25,7 @@
 //!
 //! # Two builds
 //! A program is run by [`Build::A`] or [`Build::B`] ([`Build::of`] tells by the build id). [`Code`] says in
-//! what the two differ: nothing, the name of one step (what one has recorded blocks the other), or a panic
+//! what the two differ: nothing but that only `B` knows of versions, the name of one step (what one has recorded blocks the other), or a panic
 //! that only `A` has.
 //!
 //! What is *not* here: what a step does to the world ([`Effects`] is the caller's), and clients.
@@ -93,6 +95,20 @@ pub struct Program {
 pub enum Op {
     /// A step.
     Step(Step),
+    /// A step whose attempt is in doubt when its worker is lost in the middle.
+    Guarded {
+        /// The step.
+        step: Step,
+        /// What the code does about a doubt.
+        doubt: Doubt,
+    },
+    /// A change that only [`Build::B`] knows of: a run that is at version 1 does one step more.
+    Version {
+        /// The change.
+        change: String,
+        /// The step.
+        step: Step,
+    },
     /// A durable sleep.
     Sleep {
         /// Its name in the program.
@@ -113,6 +129,18 @@ pub enum Op {
     Race(Vec<Vec<Op>>),
     /// Waits for a signal that nobody sends: what an arm ends with that cannot win.
     Never,
+}
+
+/// What the code of a guarded step does about a doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doubt {
+    /// Runs the next attempt.
+    Retry,
+    /// Fails the step.
+    Fail,
+    /// Waits for a person, who says what became of the attempt or asks for the next one.
+    AskHuman,
 }
 
 /// A step: its attempts `1..=fails` fail, the next one ends it.
@@ -261,6 +289,14 @@ pub fn step_line(result: &str) -> String {
 /// The line of a step that ended in a failure.
 pub fn failure_line(kind: &str, message: &str) -> String {
     if kind == REFUSED { format!("refused {message}") } else { format!("failed {kind}") }
+}
+
+/// Kind of the failure of a guarded step that gives up what is in doubt.
+pub const IN_DOUBT: &str = "InDoubt";
+
+/// The line of a version.
+pub fn version_line(version: u32) -> String {
+    format!("version {version}")
 }
 
 /// The line of a sleep.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    End, Op, Program, REFUSED, UNCAUGHT, Wish, failure_line, signal_line, sleep_line, step_line, won_line,
+    Doubt, End, IN_DOUBT, Op, Program, REFUSED, Step, UNCAUGHT, Wish, failure_line, signal_line, sleep_line,
+    step_line, version_line, won_line,
 };
 
 /// How a run ends.
@@ -128,6 +129,17 @@ impl Prediction {
                     attempts_min: step.fails + 1,
                     required,
                 }),
+                Op::Guarded { step, doubt } => {
+                    // A person may end it with any attempt, and so may code that gives up.
+                    let attempts_min = if *doubt == Doubt::Retry { step.fails + 1 } else { 1 };
+                    let required = required && *doubt != Doubt::Fail;
+                    self.steps.push(PlannedStep { nonce: step.nonce.clone(), attempts_min, required });
+                }
+                Op::Version { step, .. } => self.steps.push(PlannedStep {
+                    nonce: step.nonce.clone(),
+                    attempts_min: step.fails + 1,
+                    required: false,
+                }),
                 Op::Sleep { nonce, us } => {
                     self.timers.push(PlannedTimer { nonce: nonce.clone(), delay_us: *us, required });
                 }
@@ -157,8 +169,14 @@ fn ways(ops: &[Op]) -> Vec<Vec<String>> {
 
 fn ways_of(op: &Op) -> Vec<Vec<String>> {
     match op {
-        Op::Step(step) if step.refused => vec![vec![failure_line(REFUSED, &step.nonce)]],
-        Op::Step(step) => vec![vec![step_line(&step.result())]],
+        Op::Step(step) => vec![vec![line_of(step)]],
+        Op::Guarded { step, doubt: Doubt::Fail } => {
+            vec![vec![line_of(step)], vec![failure_line(IN_DOUBT, "")]]
+        }
+        Op::Guarded { step, .. } => vec![vec![line_of(step)]],
+        Op::Version { step, .. } => {
+            vec![vec![version_line(0)], vec![version_line(1), line_of(step)]]
+        }
         Op::Sleep { nonce, .. } => vec![vec![sleep_line(nonce)]],
         Op::Signal { id, .. } => vec![vec![signal_line(id)]],
         Op::Parallel(branches) => {
@@ -173,6 +191,10 @@ fn ways_of(op: &Op) -> Vec<Vec<String>> {
         }
         Op::Never => Vec::new(),
     }
+}
+
+fn line_of(step: &Step) -> String {
+    if step.refused { failure_line(REFUSED, &step.nonce) } else { step_line(&step.result()) }
 }
 
 /// SHA-256, in hex, of the lines as a JSON array of strings: the JSON text of the run's result.

@@ -37,7 +37,7 @@ fn nonces_are_unique_among_all_programs_of_a_profile() {
     for program in programs().filter(|p| p.source.profile == Profile::Sim) {
         each(&program.ops, &mut |op| {
             let nonce = match op {
-                Op::Step(step) => &step.nonce,
+                Op::Step(step) | Op::Guarded { step, .. } | Op::Version { step, .. } => &step.nonce,
                 Op::Sleep { nonce, .. } => nonce,
                 Op::Signal { id, .. } => id,
                 Op::Parallel(_) | Op::Race(_) | Op::Never => return,
@@ -55,7 +55,7 @@ fn every_program_can_end_in_few_ways() {
             Outcome::Any { of } => {
                 let distinct: BTreeSet<String> = of.iter().map(|o| format!("{o:?}")).collect();
                 assert!(
-                    of.len() == distinct.len() && (2..=4).contains(&of.len()),
+                    of.len() == distinct.len() && (2..=8).contains(&of.len()),
                     "{:?}: {of:?}",
                     program.source
                 );
@@ -76,6 +76,10 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
                 Op::Step(step) if step.refused => "refused",
                 Op::Step(step) if step.fails > 0 => "flaky",
                 Op::Step(_) => "step",
+                Op::Guarded { doubt: Doubt::Retry, .. } => "guarded",
+                Op::Guarded { doubt: Doubt::Fail, .. } => "given up",
+                Op::Guarded { doubt: Doubt::AskHuman, .. } => "asked",
+                Op::Version { .. } => "version",
                 Op::Sleep { .. } => "sleep",
                 Op::Signal { name, .. } if name == SIGNAL_NAME => "signal",
                 Op::Signal { .. } => "named signal",
@@ -98,7 +102,7 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
             Code::Poisoned { .. } => "poisoned",
         });
     }
-    assert_eq!(kinds.len(), 9 + 5 + 3, "{kinds:?}");
+    assert_eq!(kinds.len(), 13 + 5 + 3, "{kinds:?}");
     assert!(huge > 10, "{huge} huge results");
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Source {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Print runs, events, timers, tasks and wakes, one JSON document a line
+    /// Print runs, events, timers, tasks, doubts and wakes, one JSON document a line
     Export {
         #[command(flatten)]
         source: Source,
@@ -130,6 +130,10 @@ async fn export(store: &Arc<dyn Store>, run: RunId) -> Result<(), Fail> {
     out::line(&json!({"table": "runs", "row": json::row(&p.row)}).to_string())?;
     for event in history(store, run).await? {
         out::line(&json!({"table": "events", "run_id": id, "row": json::event(&event)}).to_string())?;
+    }
+    for doubt in p.doubts {
+        let row = json::doubt(&doubt);
+        out::line(&json!({"table": "doubts", "run_id": id, "row": row}).to_string())?;
     }
     for timer in p.timers {
         let row = json!({"kind": timer.key.kind.as_str(), "id": timer.key.id, "fire_at": json::time(timer.fire_at)});

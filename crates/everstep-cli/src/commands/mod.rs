@@ -9,3 +9,4 @@ pub(crate) mod doctor;
 pub(crate) mod migrate;
 pub(crate) mod run;
 pub(crate) mod server;
+pub(crate) mod step;

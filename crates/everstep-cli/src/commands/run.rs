@@ -115,6 +115,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Ask a run's code for a value and print it; nothing is recorded
+    Query {
+        /// Run id or workflow id
+        run: String,
+        /// Name of the query; everstep.waits shows what the code waits for
+        name: String,
+        /// Its input: JSON, @FILE with JSON, or - for standard input
+        #[arg(long, default_value = "null", value_name = "JSON|@FILE|-")]
+        input: String,
+        /// How long to wait for the answer, at most 60s
+        #[arg(long, default_value = "10s", value_parser = node::parse_duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Ask a run to stop in its own time
     Cancel {
         /// Run id or workflow id
@@ -147,6 +162,7 @@ impl Command {
             | Self::Watch { target, .. }
             | Self::Result { target, .. }
             | Self::Signal { target, .. }
+            | Self::Query { target, .. }
             | Self::Cancel { target, .. }
             | Self::Terminate { target, .. } => target,
         }
@@ -202,22 +218,7 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
         Command::List { workflow_type, status, limit, target } => {
             list(workflow_type, status, limit, &target).await
         }
-        Command::Show { run, target } => {
-            let description = target.handle(&run)?.describe().await?;
-            let value = json::run(&description);
-            match target.output {
-                Format::Json => out::json(&value),
-                Format::Jsonl => out::line(&value.to_string()),
-                Format::Text => {
-                    let Value::Object(fields) = value else { return Ok(()) };
-                    for (name, value) in fields.iter().filter(|(_, v)| !v.is_null() && **v != json!("")) {
-                        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-                        out::line(&format!("{name:<17} {text}"))?;
-                    }
-                    Ok(())
-                }
-            }
-        }
+        Command::Show { run, target } => show(&target, &run).await,
         Command::History { run, after, follow, target } => history(&target, &run, after, follow).await,
         Command::Watch { run, target } => {
             history(&target, &run, 0, true).await?;
@@ -230,18 +231,31 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
             let input = read_input(&input)?;
             Ok(target.handle(&run)?.signal(&name, &input).await?)
         }
+        Command::Query { run, name, input, timeout, target } => {
+            let input = read_input(&input)?;
+            let answer: Value = target.handle(&run)?.query_with_deadline(&name, &input, timeout).await?;
+            print_value(&answer, target.output)
+        }
         Command::Cancel { run, reason, target } => Ok(target.handle(&run)?.cancel(&reason).await?),
         Command::Terminate { run, reason, target } => Ok(target.handle(&run)?.terminate(&reason).await?),
     }
 }
 
 impl Target {
-    fn client(&self) -> Result<Client, Fail> {
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn output(&self) -> Format {
+        self.output
+    }
+
+    pub(super) fn client(&self) -> Result<Client, Fail> {
         Ok(Client::connect(&self.address)?.namespace(self.namespace.clone()))
     }
 
     /// A UUID is a run id, all else a workflow id.
-    fn handle(&self, run: &str) -> Result<RunHandle<Value>, Fail> {
+    pub(super) fn handle(&self, run: &str) -> Result<RunHandle<Value>, Fail> {
         let client = self.client()?;
         Ok(match run.parse() {
             Ok(run_id) => client.handle(run_id),
@@ -255,8 +269,12 @@ fn parse_status(text: &str) -> Result<RunStatus, String> {
     RunStatus::parse(text).ok_or_else(|| format!("unknown status; known are {}", known()))
 }
 
+fn says_something(value: &Value) -> bool {
+    !value.is_null() && *value != json!("") && *value != json!([])
+}
+
 /// JSON from the command line, a file, or standard input.
-fn read_input(given: &str) -> Result<Value, Fail> {
+pub(super) fn read_input(given: &str) -> Result<Value, Fail> {
     let (source, text) = match given.strip_prefix('@') {
         Some(path) => (path.to_owned(), crate::commands::demo::read_text(path.as_ref(), INPUT_BYTES_MAX)?),
         None if given == "-" => {
@@ -316,6 +334,23 @@ async fn list(
     }
 }
 
+async fn show(target: &Target, run: &str) -> Result<(), Fail> {
+    let description = target.handle(run)?.describe().await?;
+    let value = json::run(&description);
+    match target.output {
+        Format::Json => out::json(&value),
+        Format::Jsonl => out::line(&value.to_string()),
+        Format::Text => {
+            let Value::Object(fields) = value else { return Ok(()) };
+            for (name, value) in fields.iter().filter(|(_, v)| says_something(v)) {
+                let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                out::line(&format!("{name:<17} {text}"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
 async fn history(target: &Target, run: &str, after: u64, follow: bool) -> Result<(), Fail> {
     let mut stream = target.handle(run)?.history(after, follow).await?;
     let mut all = Vec::new();
@@ -330,8 +365,11 @@ async fn history(target: &Target, run: &str, after: u64, follow: bool) -> Result
 }
 
 async fn print_result(handle: &RunHandle<Value>, output: Format) -> Result<(), Fail> {
-    let result = handle.result().await?;
-    match (output, &result) {
+    print_value(&handle.result().await?, output)
+}
+
+fn print_value(value: &Value, output: Format) -> Result<(), Fail> {
+    match (output, value) {
         (Format::Text, Value::String(text)) => out::line(text),
         (Format::Jsonl, value) => out::line(&value.to_string()),
         (_, value) => out::json(value),

@@ -1,11 +1,11 @@
 //! Folding facts into state. Total on every history that [`decide`](crate::decide) can write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::{IdSet, Outcome, Owner, Run, StepState};
+use super::{Guard, IdSet, Outcome, Owner, Run, StepState, repeat};
 use crate::{
-    BlockKind, Blocked, DetachReason, Event, EventBody, Failure, HistoryError, OpId, Payload, RunId,
-    RunStatus, Seq, TimerKey, TimerKind, Timestamp, projection,
+    BlockKind, Blocked, DetachReason, DoubtPolicy, Event, EventBody, Failure, HistoryError, OpId, Payload,
+    RunId, RunStatus, Seq, TimerKey, TimerKind, Timestamp, projection,
 };
 
 impl Run {
@@ -43,11 +43,16 @@ impl Run {
             steps_ended: IdSet::default(),
             timers: timers.into_iter().collect(),
             timers_ended: IdSet::default(),
-            signals: BTreeSet::new(),
-            cancel_command: None,
+            signals: BTreeMap::new(),
+            cancel: None,
+            termination: None,
             last_command: event.command_id,
             bytes: start.input.data.len() as u64,
             outcome: Outcome::default(),
+            doubts: 0,
+            resolved: BTreeMap::new(),
+            resolutions: BTreeMap::new(),
+            versions: BTreeMap::new(),
         })
     }
 
@@ -118,11 +123,11 @@ impl Run {
                     DetachReason::Lost => self.needs_worker = true,
                 }
             }
-            EventBody::StepStarted { step, attempt, .. } => {
-                let state = self.steps.entry(*step).or_default();
-                *state = StepState { attempt: *attempt, failures: state.failures, running: true };
-                self.timers.remove(&TimerKey::retry(*step));
+            EventBody::StepStarted { step, name, attempt, in_doubt } => {
+                self.start_step(*step, name, *attempt, *in_doubt);
             }
+            EventBody::StepInDoubt { step, attempt, .. } => self.note_doubt(*step, *attempt, event.at),
+            EventBody::StepResolved(resolved) => self.note_resolution(event, resolved),
             EventBody::StepCompleted { step, .. } => self.end_step(*step),
             EventBody::StepFailed { step, attempt, retry_at, .. } => {
                 self.fail_step(*step, *attempt, *retry_at)
@@ -141,14 +146,17 @@ impl Run {
                 self.timers.remove(&TimerKey::timer(*timer));
                 self.timers_ended.insert(*timer);
             }
-            EventBody::SignalReceived { signal_id, .. } => {
-                self.signals.insert(signal_id.clone());
+            EventBody::SignalReceived { name, signal_id, input } => {
+                self.signals.insert(signal_id.clone(), repeat::of_signal(name, input));
                 self.wake();
             }
-            EventBody::CancelRequested { .. } => {
+            EventBody::CancelRequested { reason } => {
                 self.cancel_requested = true;
-                self.cancel_command = Some(event.command_id);
+                self.cancel = Some((event.command_id, repeat::of_reason(reason)));
                 self.wake();
+            }
+            EventBody::VersionMarked { change_id, version } => {
+                self.versions.insert(change_id.clone(), *version);
             }
             EventBody::RunBlocked(blocked) => self.block(blocked),
             EventBody::RunUnblocked { .. } => {
@@ -166,22 +174,29 @@ impl Run {
     }
 
     /// Something happened that its worker has to see.
-    fn wake(&mut self) {
+    pub(super) fn wake(&mut self) {
         if self.owner.is_none() && self.status == RunStatus::Running {
             self.needs_worker = true;
         }
     }
 
-    fn end_step(&mut self, step: OpId) {
-        self.steps.remove(&step);
+    fn start_step(&mut self, step: OpId, name: &str, attempt: u32, in_doubt: Option<DoubtPolicy>) {
+        let failures = self.step(step).map_or(0, |s| s.failures);
+        let guard = in_doubt.map(|policy| Box::new(Guard { name: name.to_owned(), policy, since: None }));
+        self.set_step(step, Some(StepState { attempt, failures, running: true, guard }));
+        self.timers.remove(&TimerKey::retry(step));
+    }
+
+    pub(super) fn end_step(&mut self, step: OpId) {
+        self.set_step(step, None);
         self.steps_ended.insert(step);
         self.timers.remove(&TimerKey::retry(step));
     }
 
     fn fail_step(&mut self, step: OpId, attempt: u32, retry_at: Option<Timestamp>) {
         let Some(due) = retry_at else { return self.end_step(step) };
-        let state = self.steps.entry(step).or_default();
-        *state = StepState { attempt, failures: state.failures + 1, running: false };
+        let failures = self.step(step).map_or(0, |s| s.failures) + 1;
+        self.set_step(step, Some(StepState { attempt, failures, running: false, guard: None }));
         self.timers.insert(TimerKey::retry(step), due);
     }
 
@@ -203,6 +218,7 @@ impl Run {
                 (RunStatus::Canceled, Payload::default(), Some(Failure::new("Canceled", details.clone())))
             }
             EventBody::RunTerminated { reason } => {
+                self.termination = Some(repeat::of_reason(reason));
                 (RunStatus::Terminated, Payload::default(), Some(Failure::new("Terminated", reason.clone())))
             }
             _ => {
@@ -218,6 +234,7 @@ impl Run {
         self.needs_worker = false;
         self.timers.clear();
         self.steps.clear();
+        self.doubts = 0;
     }
 }
 

@@ -4,6 +4,8 @@ use everstep_fault::{Bug, planted};
 
 use super::Run;
 use super::decide::{Draft, check_payload, cut};
+use super::doubt::doubt_running;
+use super::version::{self, Marked};
 use crate::{
     Blocked, CommitCommand, DetachReason, Duration, EventBody, Failure, OpId, Payload, Rejection,
     RetryDecision, RetryPolicy, TimerKey, Timestamp, WorkerCommit, limits, validate_name,
@@ -14,6 +16,9 @@ use crate::{
 struct Overlay {
     ended: Vec<OpId>,
     timers_started: Vec<OpId>,
+    marked: Marked,
+    /// Attempts of guarded steps.
+    begun: Vec<(OpId, String, u32)>,
     detached: bool,
 }
 
@@ -79,10 +84,24 @@ fn one(
     overlay: &mut Overlay,
 ) -> Result<(), Rejection> {
     match command {
-        CommitCommand::StartStep { step, name, attempt } => {
+        // A person was faster. The owner will hear of it, and what it did about the step counts for nothing.
+        CommitCommand::StartStep { step, .. }
+        | CommitCommand::CompleteStep { step, .. }
+        | CommitCommand::FailStep { step, .. }
+            if draft.run.resolved_since(*step, commit.seen) => {}
+        CommitCommand::StartStep { step, name, attempt, in_doubt } => {
             check_step(draft.run, overlay, *step, name, *attempt)?;
-            if !ends_later(&commit.commands[index + 1..], *step, *attempt) {
-                draft.push(EventBody::StepStarted { step: *step, name: name.clone(), attempt: *attempt });
+            check_begin(draft.run, overlay, *step, *attempt)?;
+            if in_doubt.is_some() {
+                overlay.begun.push((*step, name.clone(), *attempt));
+            }
+            if in_doubt.is_some() || !ends_later(&commit.commands[index + 1..], *step, *attempt) {
+                draft.push(EventBody::StepStarted {
+                    step: *step,
+                    name: name.clone(),
+                    attempt: *attempt,
+                    in_doubt: *in_doubt,
+                });
             }
         }
         CommitCommand::CompleteStep { step, name, attempt, elapsed, result } => {
@@ -103,42 +122,51 @@ fn one(
             fail_step(draft, (*step, name, *attempt, *elapsed), failure, policy)?;
         }
         CommitCommand::StartTimer { timer, delay } => start_timer(draft, overlay, *timer, *delay)?,
-        CommitCommand::CancelTimer { timer } => {
-            let pending = draft.run.timer(TimerKey::timer(*timer)).is_some();
-            if pending || overlay.timers_started.contains(timer) {
-                draft.push(EventBody::TimerCanceled { timer: *timer });
-            } else if !draft.run.timers_ended.contains(*timer) {
-                return invalid(format!("timer {timer} was never started"));
-            }
-            // Fired meanwhile: the workflow will see that and has nothing to cancel.
+        CommitCommand::CancelTimer { timer } => cancel_timer(draft, overlay, *timer)?,
+        CommitCommand::MarkVersion { change_id, version } => {
+            version::mark(draft, &mut overlay.marked, change_id, *version)?;
         }
+        end => end_turn(draft, commit, end, overlay)?,
+    }
+    Ok(())
+}
+
+/// The last command of a worker's turn.
+fn end_turn(
+    draft: &mut Draft<'_>,
+    commit: &WorkerCommit,
+    command: &CommitCommand,
+    overlay: &mut Overlay,
+) -> Result<(), Rejection> {
+    match command {
         CommitCommand::CompleteRun { result, unconsumed } => {
             check_payload("result", result)?;
-            overlay.detached = true;
             draft.push(EventBody::RunCompleted { result: result.clone(), unconsumed: unconsumed.clone() });
         }
         CommitCommand::FailRun { failure, unconsumed } => {
-            overlay.detached = true;
             let failure = check_failure(failure)?;
             draft.push(EventBody::RunFailed { failure, unconsumed: unconsumed.clone() });
         }
         CommitCommand::CancelRun { details } => {
-            overlay.detached = true;
             draft.push(EventBody::RunCanceled { details: cut(details) });
         }
         CommitCommand::Park => {
             if commit.seen != draft.run.seq {
                 return Err(Rejection::UnseenEvents { seen: commit.seen, tail: draft.run.seq });
             }
-            overlay.detached = true;
+            if let Some(step) = guarded_running(draft.run, overlay) {
+                return invalid(format!(
+                    "a run cannot be parked while an attempt of step {step} is under way"
+                ));
+            }
             draft.push(EventBody::WorkerDetached { reason: DetachReason::Parked });
         }
         CommitCommand::Release { reason } => {
-            overlay.detached = true;
+            doubt_running(draft, &overlay.ended, &overlay.begun);
             draft.push(EventBody::WorkerDetached { reason: DetachReason::Released(cut(reason)) });
         }
         CommitCommand::Block(blocked) => {
-            overlay.detached = true;
+            doubt_running(draft, &overlay.ended, &overlay.begun);
             draft.push(EventBody::RunBlocked(Box::new(Blocked {
                 expected: cut(&blocked.expected),
                 produced: cut(&blocked.produced),
@@ -147,7 +175,14 @@ fn one(
                 ..(**blocked).clone()
             })));
         }
+        CommitCommand::StartStep { .. }
+        | CommitCommand::CompleteStep { .. }
+        | CommitCommand::FailStep { .. }
+        | CommitCommand::StartTimer { .. }
+        | CommitCommand::CancelTimer { .. }
+        | CommitCommand::MarkVersion { .. } => return Ok(()),
     }
+    overlay.detached = true;
     Ok(())
 }
 
@@ -167,11 +202,34 @@ fn check_step(run: &Run, overlay: &Overlay, step: OpId, name: &str, attempt: u32
         Some(s) if s.running && attempt < s.attempt => {
             invalid(format!("attempt {attempt} of step {step} comes after attempt {}", s.attempt))
         }
+        // Nobody knows how it ended until its end is recorded.
+        Some(s) if s.is_guarded_and_running() && attempt != s.attempt => {
+            invalid(format!("attempt {} of step {step} has no end yet", s.attempt))
+        }
+        Some(s) if s.is_in_doubt() && attempt == s.attempt => Ok(()),
         Some(s) if !s.running && attempt <= s.attempt => {
             invalid(format!("attempt {attempt} of step {step} has failed already"))
         }
         _ => Ok(()),
     }
+}
+
+/// What begins anew was not begun before, and its forerunner is not left without an end.
+fn check_begin(run: &Run, overlay: &Overlay, step: OpId, attempt: u32) -> Result<(), Rejection> {
+    let known = run
+        .step(step)
+        .is_some_and(|s| s.attempt == attempt && (s.is_guarded_and_running() || s.is_in_doubt()));
+    if known || overlay.begun.iter().any(|(id, ..)| *id == step) {
+        return invalid(format!("attempt {attempt} of step {step} has begun already"));
+    }
+    Ok(())
+}
+
+/// A guarded step whose attempt is under way.
+fn guarded_running(run: &Run, overlay: &Overlay) -> Option<OpId> {
+    let begun = overlay.begun.iter().map(|(step, ..)| *step);
+    let before = run.steps.iter().filter(|(_, s)| s.is_guarded_and_running()).map(|(step, _)| *step);
+    before.chain(begun).find(|step| !overlay.ended.contains(step))
 }
 
 /// True when the same attempt ends within the same commit: both transitions fold into one event.
@@ -224,7 +282,18 @@ fn start_timer(
     Ok(())
 }
 
-fn check_failure(failure: &Failure) -> Result<Failure, Rejection> {
+fn cancel_timer(draft: &mut Draft<'_>, overlay: &Overlay, timer: OpId) -> Result<(), Rejection> {
+    let pending = draft.run.timer(TimerKey::timer(timer)).is_some();
+    if pending || overlay.timers_started.contains(&timer) {
+        draft.push(EventBody::TimerCanceled { timer });
+    } else if !draft.run.timers_ended.contains(timer) {
+        return invalid(format!("timer {timer} was never started"));
+    }
+    // Fired meanwhile: the workflow will see that and has nothing to cancel.
+    Ok(())
+}
+
+pub(super) fn check_failure(failure: &Failure) -> Result<Failure, Rejection> {
     check_payload("failure.details", &failure.details)?;
     let mut kept = failure.clone();
     let mut depth = 0;

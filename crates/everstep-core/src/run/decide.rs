@@ -2,7 +2,7 @@
 
 use everstep_fault::{Bug, planted};
 
-use super::{Owner, Run, commit};
+use super::{Owner, Run, commit, doubt};
 use crate::{
     Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommandId, Detach, DetachReason, Epoch, Event,
     EventBody, Payload, Rejection, RunStatus, TimerKey, TimerKind, Timestamp, limits, validate_name,
@@ -69,11 +69,15 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, 
     match &command.body {
         CommandBody::Signal { name, signal_id, input } => signal(&mut draft, name, signal_id, input)?,
         CommandBody::Cancel { reason } => {
-            if !run.cancel_requested {
+            // A second request to stop says nothing new.
+            if !run.was_canceled_by(command.id, reason)? && !run.cancel_requested {
                 draft.push(EventBody::CancelRequested { reason: cut(reason) });
             }
         }
         CommandBody::Terminate { reason } => draft.push(EventBody::RunTerminated { reason: cut(reason) }),
+        CommandBody::ResolveStep { step, attempt, resolution, note } => {
+            doubt::resolve(&mut draft, command.id, (*step, *attempt), resolution, note)?;
+        }
         CommandBody::FireTimer { timer } => fire_timer(&mut draft, *timer)?,
         CommandBody::Attach(attach) => attach_worker(&mut draft, attach)?,
         CommandBody::Detach(detach) => lose_worker(&mut draft, detach),
@@ -86,9 +90,14 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, 
 fn closed(run: &Run, command: &Command) -> Result<(), Rejection> {
     let refused = Err(Rejection::RunClosed { status: run.status });
     match &command.body {
-        CommandBody::Signal { signal_id, .. } if run.signals.contains(signal_id) => Ok(()),
-        CommandBody::Cancel { .. } if run.cancel_command == Some(command.id) => Ok(()),
-        CommandBody::Terminate { .. } if run.last_command == command.id => Ok(()),
+        CommandBody::Signal { name, signal_id, input } if run.has_signal(signal_id, name, input)? => Ok(()),
+        CommandBody::Cancel { reason } if run.was_canceled_by(command.id, reason)? => Ok(()),
+        CommandBody::Terminate { reason } if run.was_terminated_by(command.id, reason)? => Ok(()),
+        CommandBody::ResolveStep { step, attempt, resolution, note }
+            if doubt::was_resolved(run, command.id, (*step, *attempt), resolution, note)? =>
+        {
+            Ok(())
+        }
         // The owner sends its last commit again because the answer was lost.
         CommandBody::Commit(c) if c.epoch == run.epoch && c.number <= run.committed => Ok(()),
         CommandBody::FireTimer { .. } | CommandBody::Detach(_) => Ok(()),
@@ -101,7 +110,7 @@ fn signal(draft: &mut Draft<'_>, name: &str, signal_id: &str, input: &Payload) -
     validate_name("request_id", signal_id)?;
     check_payload("input", input)?;
     let run = draft.run;
-    if run.signals.contains(signal_id) && !planted(Bug::DedupeInMemory) {
+    if !planted(Bug::DedupeInMemory) && run.has_signal(signal_id, name, input)? {
         return Ok(());
     }
     let limit = |what, actual, limit| Err(Rejection::LimitExceeded { what, actual, limit });
@@ -180,6 +189,7 @@ fn attach_worker(draft: &mut Draft<'_>, attach: &Attach) -> Result<(), Rejection
 
 fn lose_worker(draft: &mut Draft<'_>, detach: &Detach) {
     if draft.run.owner.as_ref().is_some_and(|Owner { session, .. }| *session == detach.session) {
+        doubt::doubt_running(draft, &[], &[]);
         draft.push(EventBody::WorkerDetached { reason: DetachReason::Lost });
     }
 }

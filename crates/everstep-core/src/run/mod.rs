@@ -3,18 +3,22 @@
 mod apply;
 mod commit;
 mod decide;
+mod doubt;
 mod id_set;
+mod repeat;
 #[cfg(test)]
 mod tests;
+mod version;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub use decide::{Decision, decide};
 pub(crate) use decide::{check_payload, cut};
+pub use doubt::Guard;
 use id_set::IdSet;
 
 use crate::{
-    CommandId, Epoch, Event, Failure, OpId, Payload, Projection, QueueKey, RunId, RunRow, RunStarted,
+    CommandId, Digest, Epoch, Event, Failure, OpId, Payload, Projection, QueueKey, RunId, RunRow, RunStarted,
     RunStatus, Seq, SessionId, Timer, TimerKey, Timestamp, WorkerInfo, limits,
 };
 
@@ -36,6 +40,8 @@ pub struct StepState {
     pub failures: u32,
     /// The recorded attempt has no recorded end.
     pub running: bool,
+    /// Set while the recorded attempt is one of a guarded step.
+    pub guard: Option<Box<Guard>>,
 }
 
 /// A run, as far as its history has been applied.
@@ -65,11 +71,23 @@ pub struct Run {
     steps_ended: IdSet,
     timers: BTreeMap<TimerKey, Timestamp>,
     timers_ended: IdSet,
-    signals: BTreeSet<String>,
-    cancel_command: Option<CommandId>,
+    /// Signals by id, with what each said.
+    signals: BTreeMap<String, Digest>,
+    /// The request that asked it to stop, and what it said.
+    cancel: Option<(CommandId, Digest)>,
+    /// What the termination said that ended it.
+    termination: Option<Digest>,
     last_command: CommandId,
     bytes: u64,
     outcome: Outcome,
+    /// Attempts in doubt.
+    doubts: u32,
+    /// When a person last said something about a step.
+    resolved: BTreeMap<OpId, Seq>,
+    /// The requests that did so, each with the attempt and what it said.
+    resolutions: BTreeMap<CommandId, (u32, Digest)>,
+    /// Versions that the workflow chose, by change.
+    versions: BTreeMap<String, u32>,
 }
 
 /// How a run ended, kept so that whoever waits need not read the log again.
@@ -191,6 +209,7 @@ impl Run {
             row: self.row(),
             timers: self.timers.iter().map(|(&key, &fire_at)| Timer { key, fire_at }).collect(),
             task: self.needs_worker.then(|| self.queue()),
+            doubts: self.doubts(),
         }
     }
 

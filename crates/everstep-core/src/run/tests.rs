@@ -1,14 +1,18 @@
 //! Properties of decide and apply over random commands, and tables for single rules.
 
+mod doubt;
+mod repeat;
+mod versions;
+
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
 use crate::{
     Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommitCommand, ConflictPolicy, CurrentRun,
-    Detach, DetachReason, Duration, EventBody, KnownRequest, Rejection, RetryDecision, RetryPolicy,
-    ReusePolicy, StartDecision, StartRun, TraceContext, WorkerCommit, Write, WriteBasis, decide_start,
-    start_body_hash,
+    Detach, DetachReason, Doubt, DoubtPolicy, Duration, EventBody, KnownRequest, Rejection, Resolution,
+    RetryDecision, RetryPolicy, ReusePolicy, StartDecision, StartRun, TraceContext, WorkerCommit, Write,
+    WriteBasis, decide_start, start_body_hash,
 };
 
 fn id(n: u128) -> Uuid {
@@ -61,14 +65,22 @@ struct World {
     row: RunRow,
     timers: BTreeMap<TimerKey, Timestamp>,
     task: Option<QueueKey>,
+    doubts: BTreeMap<OpId, Doubt>,
     commands: u128,
 }
 
 impl World {
     fn new() -> Self {
         let (run, history) = started();
-        let mut world =
-            Self { row: run.row(), run, history, timers: BTreeMap::new(), task: None, commands: 1_000 };
+        let mut world = Self {
+            row: run.row(),
+            run,
+            history,
+            timers: BTreeMap::new(),
+            task: None,
+            doubts: BTreeMap::new(),
+            commands: 1_000,
+        };
         let events = world.history.clone();
         let writes = WriteBasis::NEW.writes(&world.run, &events);
         world.write(writes);
@@ -88,6 +100,13 @@ impl World {
                 Write::TimersCleared => self.timers.clear(),
                 Write::TaskSet(queue) => self.task = Some(queue),
                 Write::TaskDeleted => self.task = None,
+                Write::DoubtSet(doubt) => {
+                    self.doubts.insert(doubt.step, *doubt);
+                }
+                Write::DoubtDeleted(step) => {
+                    self.doubts.remove(&step);
+                }
+                Write::DoubtsCleared => self.doubts.clear(),
                 Write::WakeSet { .. } | Write::WakesDeleted { .. } => panic!("the core writes no wakes"),
             }
         }
@@ -141,6 +160,8 @@ impl World {
             "timers = fold"
         );
         assert_eq!(p.task, self.task, "task = fold");
+        assert_eq!(p.doubts, self.doubts.values().cloned().collect::<Vec<_>>(), "doubts = fold");
+        assert_eq!(self.run.has_doubts(), !p.doubts.is_empty());
         for (i, event) in self.history.iter().enumerate() {
             assert_eq!(event.seq, i as u64 + 1, "no gap");
         }
@@ -175,7 +196,15 @@ fn fail(step: u32, attempt: u32, policy: RetryPolicy) -> CommitCommand {
 }
 
 fn start_step(step: u32, attempt: u32) -> CommitCommand {
-    CommitCommand::StartStep { step: OpId(step), name: "s".into(), attempt }
+    CommitCommand::StartStep { step: OpId(step), name: "s".into(), attempt, in_doubt: None }
+}
+
+fn guard_step(step: u32, attempt: u32, policy: DoubtPolicy) -> CommitCommand {
+    CommitCommand::StartStep { step: OpId(step), name: "s".into(), attempt, in_doubt: Some(policy) }
+}
+
+fn resolve(step: u32, attempt: u32, resolution: Resolution) -> CommandBody {
+    CommandBody::ResolveStep { step: OpId(step), attempt, resolution, note: "looked".into() }
 }
 
 fn blocked(build: &str) -> CommitCommand {
@@ -194,6 +223,7 @@ fn any_commit() -> impl Strategy<Value = CommitCommand> {
     let step = 1..6u32;
     prop_oneof![
         4 => (step.clone(), 1..4u32).prop_map(|(s, a)| start_step(s, a)),
+        4 => (step.clone(), 1..4u32).prop_map(|(s, a)| guard_step(s, a, DoubtPolicy::AskHuman)),
         6 => (step.clone(), 1..4u32).prop_map(|(s, a)| complete(s, a)),
         4 => (step.clone(), 1..4u32, 1..4u32).prop_map(|(s, a, max)| {
             fail(s, a, RetryPolicy { maximum_attempts: max, ..RetryPolicy::default() })
@@ -203,6 +233,10 @@ fn any_commit() -> impl Strategy<Value = CommitCommand> {
             delay: Duration::from_secs(d),
         }),
         2 => step.prop_map(|t| CommitCommand::CancelTimer { timer: OpId(t) }),
+        2 => (1..3u8, 0..2u32).prop_map(|(change, version)| CommitCommand::MarkVersion {
+            change_id: format!("c{change}"),
+            version,
+        }),
         2 => Just(CommitCommand::Park),
         1 => Just(CommitCommand::Release { reason: String::new() }),
         1 => Just(blocked("b1")),
@@ -236,6 +270,15 @@ fn any_action() -> impl Strategy<Value = Action> {
             input: Payload::json("{}"),
         })),
         3 => timer.prop_map(|timer| Action::Body(CommandBody::FireTimer { timer })),
+        2 => (1..6u32, 0..3u32, 0..3u8).prop_map(|(step, attempt, kind)| Action::Body(resolve(
+            step,
+            attempt,
+            match kind {
+                0 => Resolution::Completed(Payload::json("3")),
+                1 => Resolution::Failed(Failure::new("Lost", "by hand")),
+                _ => Resolution::Retry,
+            },
+        ))),
         1 => Just(Action::Body(CommandBody::Cancel { reason: "stop".into() })),
         1 => Just(Action::Lose),
         1 => Just(Action::Repeat),

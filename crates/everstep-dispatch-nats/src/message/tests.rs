@@ -53,6 +53,7 @@ fn notices_share_a_packet() {
         tail,
         closed,
         node: NodeId::from_uuid(Uuid::from_u128(9)),
+        asked: !closed,
     };
     let sent = [notice(1, false), notice(u64::MAX, true), notice(0, false)];
     let mut packet = BytesMut::new();

@@ -125,7 +125,7 @@ async fn survives_a_restart(wipe: bool) -> Result<()> {
     assert!(to.is_connected());
 
     let node = NodeId::from_uuid(Uuid::new_v4());
-    let notice = Notice { run_id: sent.run_id, tail: 3, closed: true, node };
+    let notice = Notice { run_id: sent.run_id, tail: 3, closed: true, node, asked: false };
     from.notify(notice).await;
     let heard = async {
         loop {
@@ -195,7 +195,8 @@ async fn garbage_among_notices_is_skipped() -> Result<()> {
     }
     other.flush().await?;
     let node = NodeId::from_uuid(Uuid::new_v4());
-    let notice = Notice { run_id: RunId::from_uuid(Uuid::new_v4()), tail: 3, closed: false, node };
+    let notice =
+        Notice { run_id: RunId::from_uuid(Uuid::new_v4()), tail: 3, closed: false, node, asked: false };
     from.notify(notice).await;
     assert_eq!(tokio::time::timeout(PATIENCE, to.notices()).await??, [notice]);
     Ok(())

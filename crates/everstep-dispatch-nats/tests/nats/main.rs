@@ -159,6 +159,7 @@ async fn deployments_can_share_a_server() -> Result<()> {
         tail,
         closed: false,
         node: NodeId::from_uuid(Uuid::new_v4()),
+        asked: false,
     };
     let (from_one, from_two) = (notice(1), notice(2));
     one.notify(from_one).await;

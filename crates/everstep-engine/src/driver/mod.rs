@@ -1,5 +1,6 @@
 //! Driving a node: performing its outputs over the ports, and feeding back what came of them.
 
+mod asks;
 mod claims;
 mod figures;
 mod perform;
@@ -11,17 +12,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{CommandBody, CommandId, Event, RunId, Seq, StartRun, Timestamp};
+use everstep_core::{AskId, CommandBody, CommandId, Event, RunId, Seq, StartRun, Timestamp};
 use everstep_dispatch::Dispatch;
 use everstep_store::{self as store, Append, RunRecord, Store, Verdict};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+pub(crate) use asks::ask;
 
 use crate::api::WorkerSender;
 use crate::clock::DbClock;
 use crate::hub::Hub;
 use crate::node::{Input, Node, NodeConfig};
 use crate::{
-    Engine, EngineConfig, Error, Hello, NodeStatus, RunSelector, Started, WorkerIn, WorkerLink, WorkerOut,
+    Answer, AskTarget, Engine, EngineConfig, Error, Hello, NodeStatus, Query, RunSelector, Started, WorkerIn,
+    WorkerLink, WorkerOut,
 };
 
 /// Requests waiting for the node at most; more wait with their callers.
@@ -48,6 +53,13 @@ pub(crate) enum Message {
         identity: String,
         body: CommandBody,
         reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Ask {
+        ask: AskId,
+        target: AskTarget,
+        query: Query,
+        until: Instant,
+        reply: oneshot::Sender<Result<Answer, Error>>,
     },
     Connect {
         link: u64,
@@ -166,6 +178,7 @@ pub(crate) async fn start(
         lease: config.lease,
         shared: others,
         hints_shared: dispatch.is_shared(),
+        relays: others && store.relay().is_some(),
         seed: config.seed,
     });
     let shared = Arc::new(Shared {
@@ -205,6 +218,9 @@ struct Driver {
     node: Node,
     starts: HashMap<u64, oneshot::Sender<Result<Started, Error>>>,
     commands: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
+    asks: HashMap<AskId, oneshot::Sender<Result<Answer, Error>>>,
+    /// Questions that were left for other nodes; dropped when nobody waits for them.
+    relays: HashMap<AskId, oneshot::Sender<()>>,
     links: HashMap<u64, mpsc::Sender<WorkerOut>>,
     next_request: u64,
     sweeping: Arc<AtomicBool>,
@@ -222,6 +238,8 @@ async fn drive(
         node,
         starts: HashMap::new(),
         commands: HashMap::new(),
+        asks: HashMap::new(),
+        relays: HashMap::new(),
         links: HashMap::new(),
         next_request: 0,
         sweeping: Arc::default(),
@@ -275,6 +293,9 @@ impl Driver {
                 self.commands.insert(request, reply);
                 self.step(Input::Command { request, run, id, identity, body });
             }
+            Message::Ask { ask, target, query, until, reply } => {
+                self.asked(ask, (target, query), until, reply);
+            }
             Message::Disconnected { link } => self.disconnect(link),
             Message::Connect { link, hello, to_worker } => {
                 self.links.insert(link, to_worker);
@@ -295,10 +316,12 @@ impl Driver {
         // A sweep that takes longer than its interval is not overtaken by the next.
         if !self.sweeping.swap(true, Ordering::AcqRel) {
             let (queues, room) = (self.node.queues_with_credit(), self.node.credit());
+            let wants = self.node.ask_wants();
             let done = Arc::clone(&self.sweeping);
             let shared = Arc::clone(&self.shared);
             self.shared.spawn(async move {
                 tasks::sweep_once(&shared, &queues, room).await;
+                asks::find(&shared, wants).await;
                 done.store(false, Ordering::Release);
             });
         }

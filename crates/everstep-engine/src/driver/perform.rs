@@ -56,6 +56,13 @@ impl Driver {
                 }
             }
             Output::TimersAt(at) => self.shared.timers.at(at),
+            Output::Answered { ask, result } => {
+                self.asks.remove(&ask).map(|reply| reply.send(result));
+            }
+            Output::RelayAsk(row) => self.relay(*row),
+            Output::RelayOver(ask) => {
+                self.relays.remove(&ask);
+            }
             other => ask(&self.shared, other),
         }
     }
@@ -155,7 +162,7 @@ fn ask(shared: &Arc<Shared>, output: Output) {
                 }
                 let _ = everstep_fault::at("outbox.marked").await;
             }
-            _ => {}
+            other => super::asks::perform(&to, other).await,
         }
     });
 }

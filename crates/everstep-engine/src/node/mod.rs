@@ -5,6 +5,7 @@
 //! output except an append's result costs latency, never truth. Nothing here waits, spawns or reads a
 //! clock.
 
+mod asks;
 mod ids;
 mod planted;
 mod sessions;
@@ -16,13 +17,14 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Command, CommandBody, CommandId, Duration, NodeId, QueueKey, Run, RunId, Seq, SessionId, StartRun,
-    TimerKey, Timestamp,
+    Actor, AskId, Command, CommandBody, CommandId, Duration, NodeId, QueueKey, Run, RunId, Seq, SessionId,
+    StartRun, TimerKey, Timestamp,
 };
 use everstep_dispatch::{Delivery, Notice, TaskHint};
-use everstep_store::{self as store, Append, SessionRow, StartRecord, Verdict};
+use everstep_store::{self as store, Append, AskAnswer, AskRow, AskWant, SessionRow, StartRecord, Verdict};
 
-use crate::{Error, Hello, NodeStatus, Started, WorkerIn, WorkerOut};
+use crate::{Answer, AskTarget, Error, Hello, NodeStatus, Query, Started, WorkerIn, WorkerOut};
+use asks::Asks;
 use ids::IdSource;
 use sessions::Session;
 use slot::{Job, Slot};
@@ -147,6 +149,35 @@ pub enum Input {
     WakesStale(Vec<(RunId, Seq)>),
     /// Sessions that were closed because their lease had ended.
     SessionsClosed(Vec<SessionId>),
+    /// A client asks a run's code. Answered by [`Output::Answered`].
+    Ask {
+        /// Names the question.
+        ask: AskId,
+        /// Which run.
+        target: AskTarget,
+        /// What.
+        query: Query,
+        /// How long the client waits.
+        wait: Duration,
+    },
+    /// Nobody waits for the answer any longer.
+    AskOver(AskId),
+    /// The answer to an [`Output::LoadForAsk`].
+    LoadedForAsk {
+        /// From the output.
+        ask: AskId,
+        /// The whole history.
+        events: Result<Vec<everstep_core::Event>, store::Error>,
+    },
+    /// Questions of other nodes that were claimed for this one.
+    AsksFound(Vec<AskRow>),
+    /// What another node's worker said to an [`Output::RelayAsk`].
+    AskRelayed {
+        /// The question.
+        ask: AskId,
+        /// The answer.
+        answer: AskAnswer,
+    },
     /// The node is going away: no new work.
     Drain,
 }
@@ -282,6 +313,35 @@ pub enum Output {
     RunClosed(Box<Run>),
     /// Another node ended a run.
     ClosedElsewhere(RunId, Seq),
+    /// Answer a question.
+    Answered {
+        /// The question.
+        ask: AskId,
+        /// The answer.
+        result: Result<Answer, Error>,
+    },
+    /// Read the whole history of a run that is asked.
+    LoadForAsk {
+        /// The question.
+        ask: AskId,
+        /// The run.
+        run: RunId,
+    },
+    /// Leave a question for other nodes, tell them, and watch for the answer until [`Output::RelayOver`].
+    RelayAsk(Box<AskRow>),
+    /// Nobody waits for other nodes' answer any longer.
+    RelayOver(AskId),
+    /// Look for questions of other nodes.
+    FindAsks(Vec<AskWant>),
+    /// Answer another node's question.
+    AnswerAsk {
+        /// The question.
+        ask: AskId,
+        /// The run.
+        run: RunId,
+        /// The answer.
+        answer: AskAnswer,
+    },
 }
 
 /// What a node is told once.
@@ -295,6 +355,8 @@ pub struct NodeConfig {
     pub shared: bool,
     /// Hints reach the other nodes.
     pub hints_shared: bool,
+    /// Questions can be left for the other nodes.
+    pub relays: bool,
     /// Seed of its ids.
     pub seed: u64,
 }
@@ -339,6 +401,7 @@ pub struct Node {
     /// Those of them that take up a session again.
     resumed: BTreeSet<u64>,
     pulling: BTreeSet<QueueKey>,
+    asks: Asks,
     draining: bool,
     status: NodeStatus,
     planted: planted::Planted,
@@ -361,6 +424,7 @@ impl Node {
             opening: BTreeMap::new(),
             resumed: BTreeSet::new(),
             pulling: BTreeSet::new(),
+            asks: Asks::default(),
             draining: false,
             status: NodeStatus::default(),
             planted: planted::Planted::default(),
@@ -402,6 +466,11 @@ impl Node {
             }
             Input::WakesStale(wakes) => self.wakes_stale(wakes),
             Input::SessionsClosed(closed) => self.sessions_closed(&closed),
+            Input::Ask { ask, target, query, wait } => self.ask(ask, target, query, wait),
+            Input::AskOver(ask) => self.ask_over(ask),
+            Input::LoadedForAsk { ask, events } => self.loaded_for_ask(ask, events),
+            Input::AsksFound(rows) => self.asks_found(rows),
+            Input::AskRelayed { ask, answer } => self.ask_relayed(ask, answer),
             Input::Drain => self.drain(),
         }
         self.pull();
@@ -451,5 +520,6 @@ impl Node {
         for &link in self.sessions.keys() {
             self.out.push(Output::ToWorker { link, message: WorkerOut::Drain });
         }
+        self.stop_waiting_asks();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use everstep_core::{QueueKey, RunId, Seq, SessionId, Timestamp, WorkerInfo};
 use everstep_dispatch::{Delivery, Notice, TaskHint};
-use everstep_store::{self as store, SessionRow};
+use everstep_store::{self as store, AskWant, SessionRow};
 
 use super::slot::Job;
 use super::{Node, Output};
@@ -17,6 +17,9 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) queues: Vec<QueueKey>,
     pub(super) worker: WorkerInfo,
+    pub(super) workflow_types: BTreeSet<String>,
+    /// It answers questions.
+    pub(super) asks: bool,
     slots: u32,
     /// Runs that it owns or is about to own.
     pub(super) runs: BTreeSet<RunId>,
@@ -34,6 +37,20 @@ impl Session {
             return 0;
         }
         (self.slots as usize).saturating_sub(self.runs.len())
+    }
+
+    /// Whether it can speak for runs that it does not hold: one that is leaving only speaks for its own.
+    pub(super) fn speaks_for(&self, queue: &QueueKey, workflow_type: &str) -> bool {
+        let stays = self.asks && self.slots > 0;
+        stays && self.queues.contains(queue) && self.workflow_types.contains(workflow_type)
+    }
+
+    /// Whose questions it can answer without holding their runs; `None` for no one's.
+    pub(super) fn ask_want(&self) -> Option<AskWant> {
+        let namespace = self.queues.first()?.namespace.clone();
+        let task_queues = self.queues.iter().map(|q| q.task_queue.clone()).collect();
+        let workflow_types = self.workflow_types.iter().cloned().collect();
+        (self.asks && self.slots > 0).then_some(AskWant { namespace, task_queues, workflow_types })
     }
 }
 
@@ -108,6 +125,7 @@ impl Node {
             self.sessions.remove(&old);
             self.out.push(Output::CloseLink { link: old });
             self.untell(old);
+            self.asks_lost(old);
         }
         let queues = queues_of(&hello);
         let message = WorkerOut::Welcome { session_id: id, lease: self.config.lease, resumed };
@@ -123,6 +141,8 @@ impl Node {
             id,
             queues,
             worker: hello.worker,
+            workflow_types: hello.workflow_types.into_iter().collect(),
+            asks: hello.asks,
             slots: hello.run_slots,
             runs: BTreeSet::new(),
             held: hello.held,
@@ -133,6 +153,7 @@ impl Node {
         if self.draining {
             self.out.push(Output::ToWorker { link, message: WorkerOut::Drain });
         }
+        self.ask_again();
     }
 
     /// What a resumed session owns: tell the worker what it has missed, and take back what it holds
@@ -219,6 +240,7 @@ impl Node {
                     session.slots = 0;
                 }
             }
+            WorkerIn::Answer { ask, seq, said } => self.said(link, ask, seq, said),
             WorkerIn::Goodbye => {
                 self.out.push(Output::CloseSession { session: id });
                 self.end_link(link);
@@ -279,6 +301,7 @@ impl Node {
             self.links.remove(&session.id);
         }
         self.untell(link);
+        self.asks_lost(link);
     }
 
     /// Forgets what a stream was told, and with it every run that nobody here owns.
@@ -354,6 +377,9 @@ impl Node {
         let behind = |slot: &super::Slot| slot.run.as_ref().is_none_or(|run| run.seq() < notice.tail);
         if self.slots.get(&notice.run_id).is_some_and(behind) {
             self.add_job(notice.run_id, Job::Look);
+        }
+        if notice.asked {
+            self.find_asks();
         }
     }
 

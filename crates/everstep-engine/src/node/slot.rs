@@ -410,7 +410,7 @@ impl Node {
         let owned_here = run.owner().is_some_and(|o| self.links.contains_key(&o.session));
         if self.config.shared && (closed || !owned_here) {
             let node = self.config.node_id;
-            self.out.push(Output::Notify(Notice { run_id, tail: run.seq(), closed, node }));
+            self.out.push(Output::Notify(Notice { run_id, tail: run.seq(), closed, node, asked: false }));
         }
         if closed {
             self.status.runs_closed += 1;
@@ -764,8 +764,11 @@ fn apply_decision(
 
 /// Whether the event may have come from a node that was not the owner's, which then left a wake.
 fn may_wake(run: RunId, event: &Event) -> bool {
-    use everstep_core::EventBody::{CancelRequested, SignalReceived, TimerFired};
-    let told = matches!(event.body, SignalReceived { .. } | CancelRequested { .. } | TimerFired { .. });
+    use everstep_core::EventBody::{CancelRequested, SignalReceived, StepResolved, TimerFired};
+    let told = matches!(
+        event.body,
+        SignalReceived { .. } | CancelRequested { .. } | TimerFired { .. } | StepResolved(_)
+    );
     told && event.epoch > 0 && event.command_id.worker_commit(run).is_none()
 }
 

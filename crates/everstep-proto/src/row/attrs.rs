@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use everstep_core::{
-    BlockKind, Blocked, DetachReason, Duration, Failure, Payload, RunStarted, Seq, SessionId, TimerKey,
-    TimerKind, Timestamp, TraceContext,
+    BlockKind, Blocked, DetachReason, DoubtPolicy, Duration, Failure, Payload, Resolution, RunStarted, Seq,
+    SessionId, StepResolved, TimerKey, TimerKind, Timestamp, TraceContext,
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,29 @@ enum DetachWord {
 #[derive(Serialize, Deserialize)]
 pub(super) struct Elapsed {
     pub(super) elapsed_us: Duration,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct StepStartedAttrs {
+    #[serde(default)]
+    pub(super) in_doubt: Option<DoubtPolicy>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct ResolvedAttrs<'a> {
+    resolution: ResolutionWord,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failure: Option<FailureAttrs<'a>>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    note: Text<'a>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ResolutionWord {
+    Completed,
+    Failed,
+    Retry,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -132,6 +155,11 @@ pub(super) struct Signal<'a> {
 #[derive(Serialize, Deserialize)]
 pub(super) struct CancelAsked<'a> {
     pub(super) reason: Text<'a>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Marked {
+    pub(super) version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -246,6 +274,30 @@ impl From<Detached<'_>> for DetachReason {
             DetachWord::Released => Self::Released(d.message.into_owned()),
             DetachWord::Lost => Self::Lost,
         }
+    }
+}
+
+impl<'a> From<&'a StepResolved> for ResolvedAttrs<'a> {
+    fn from(resolved: &'a StepResolved) -> Self {
+        let StepResolved { step: _, name: _, attempt: _, resolution, note } = resolved;
+        let (resolution, failure) = match resolution {
+            Resolution::Completed(_) => (ResolutionWord::Completed, None),
+            Resolution::Failed(failure) => (ResolutionWord::Failed, Some(failure.into())),
+            Resolution::Retry => (ResolutionWord::Retry, None),
+        };
+        Self { resolution, failure, note: note.into() }
+    }
+}
+
+impl ResolvedAttrs<'_> {
+    /// What was said, with the event's payload as its result or details; and the note.
+    pub(super) fn resolution(self, payload: Payload) -> Option<(Resolution, String)> {
+        let resolution = match self.resolution {
+            ResolutionWord::Completed => Resolution::Completed(payload),
+            ResolutionWord::Failed => Resolution::Failed(self.failure?.with_details(payload)),
+            ResolutionWord::Retry => Resolution::Retry,
+        };
+        Some((resolution, self.note.into_owned()))
     }
 }
 

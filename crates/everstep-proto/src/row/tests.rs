@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use everstep_core::{
-    Actor, BlockKind, Blocked, CommandId, DetachReason, Duration, Event, EventBody, Failure, OpId, Payload,
-    RunId, RunStarted, SessionId, TimerKey, TimerKind, Timestamp, TraceContext, WorkerInfo,
+    Actor, BlockKind, Blocked, CommandId, DetachReason, DoubtPolicy, Duration, Event, EventBody, Failure,
+    OpId, Payload, Resolution, RunId, RunStarted, SessionId, StepResolved, TimerKey, TimerKind, Timestamp,
+    TraceContext, WorkerInfo,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -124,12 +125,28 @@ fn blocked() -> impl Strategy<Value = EventBody> {
     )
 }
 
+fn resolved() -> impl Strategy<Value = EventBody> {
+    let resolution = prop_oneof![
+        Just(Resolution::Retry),
+        payload().prop_map(Resolution::Completed),
+        failure().prop_map(Resolution::Failed),
+    ];
+    (op(), column(), any::<u32>(), resolution, text()).prop_map(|(step, name, attempt, resolution, note)| {
+        EventBody::StepResolved(Box::new(StepResolved { step, name, attempt, resolution, note }))
+    })
+}
+
 fn step_body() -> impl Strategy<Value = EventBody> {
+    let policy = prop::option::of(prop::sample::select(DoubtPolicy::ALL.to_vec()));
     prop_oneof![
-        (op(), column(), any::<u32>()).prop_map(|(step, name, attempt)| EventBody::StepStarted {
+        (op(), column(), any::<u32>()).prop_map(|(step, name, attempt)| EventBody::StepInDoubt {
             step,
             name,
             attempt
+        }),
+        resolved(),
+        (op(), column(), any::<u32>(), policy).prop_map(|(step, name, attempt, in_doubt)| {
+            EventBody::StepStarted { step, name, attempt, in_doubt }
         }),
         (op(), column(), any::<u32>(), duration(), payload()).prop_map(
             |(step, name, attempt, elapsed, result)| EventBody::StepCompleted {
@@ -153,6 +170,8 @@ fn step_body() -> impl Strategy<Value = EventBody> {
         (op(), instant()).prop_map(|(timer, fire_at)| EventBody::TimerStarted { timer, fire_at }),
         timer_key().prop_map(|timer| EventBody::TimerFired { timer }),
         op().prop_map(|timer| EventBody::TimerCanceled { timer }),
+        (column(), any::<u32>())
+            .prop_map(|(change_id, version)| EventBody::VersionMarked { change_id, version }),
         (column(), text(), payload()).prop_map(|(name, signal_id, input)| EventBody::SignalReceived {
             name,
             signal_id,
@@ -283,6 +302,53 @@ fn rows_keep_their_text() {
              \"retry_at_us\":77}} | None None"
         )
     );
+    let step =
+        |in_doubt| EventBody::StepStarted { step: OpId(3), name: "charge".to_owned(), attempt: 1, in_doubt };
+    for (policy, attrs) in [(None, "-"), (Some(DoubtPolicy::AskHuman), "{\"in_doubt\":\"ask_human\"}")] {
+        assert_eq!(
+            line(&event(6, Actor::Worker("w-1".to_owned()), step(policy))),
+            format!(
+                "6 2 {id} StepStarted Some(\"charge\") Some(3) Some(1) {at} worker:w-1 | {attrs} | None None"
+            )
+        );
+    }
+    let in_doubt = EventBody::StepInDoubt { step: OpId(3), name: "charge".to_owned(), attempt: 1 };
+    assert_eq!(
+        line(&event(7, Actor::System, in_doubt)),
+        format!("7 2 {id} StepInDoubt Some(\"charge\") Some(3) Some(1) {at} system | - | None None")
+    );
+    let resolved = |resolution, note: &str| {
+        EventBody::StepResolved(Box::new(StepResolved {
+            step: OpId(3),
+            name: "charge".to_owned(),
+            attempt: 1,
+            resolution,
+            note: note.to_owned(),
+        }))
+    };
+    for (body, rest) in [
+        (resolved(Resolution::Retry, ""), "{\"resolution\":\"retry\"} | None None"),
+        (
+            resolved(Resolution::Completed(Payload::json("5")), "bank says so"),
+            "{\"resolution\":\"completed\",\"note\":\"bank says so\"} | Some(\"json\") Some(b\"5\")",
+        ),
+        (
+            resolved(Resolution::Failed(Failure::new("Lost", "no")), ""),
+            "{\"resolution\":\"failed\",\"failure\":{\"kind\":\"Lost\",\"message\":\"no\"}} | None None",
+        ),
+    ] {
+        assert_eq!(
+            line(&event(8, Actor::Client("ann".to_owned()), body)),
+            format!("8 2 {id} StepResolved Some(\"charge\") Some(3) Some(1) {at} client:ann | {rest}")
+        );
+    }
+    let marked = EventBody::VersionMarked { change_id: "fee".to_owned(), version: 1 };
+    assert_eq!(
+        line(&event(5, Actor::Worker("w-1".to_owned()), marked)),
+        format!(
+            "5 2 {id} VersionMarked Some(\"fee\") None None {at} worker:w-1 | {{\"version\":1}} | None None"
+        )
+    );
     assert_eq!(
         line(&event(4, Actor::System, EventBody::TimerFired { timer: TimerKey::RUN_TIMEOUT })),
         format!(
@@ -342,7 +408,7 @@ fn a_newer_kind_is_refused_unless_marked() {
 
 #[test]
 fn a_damaged_row_names_its_column() {
-    let body = EventBody::StepStarted { step: OpId(1), name: "a".to_owned(), attempt: 1 };
+    let body = EventBody::StepStarted { step: OpId(1), name: "a".to_owned(), attempt: 1, in_doubt: None };
     let row = EventRow::encode(run(), &event(2, Actor::System, body));
     let check = |row: EventRow, expected: &str| assert_eq!(row.decode().unwrap_err().to_string(), expected);
     check(EventRow { step_id: None, ..row.clone() }, "event 2 (StepStarted) has no step_id");

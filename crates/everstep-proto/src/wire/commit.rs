@@ -3,9 +3,9 @@
 use everstep_core::{CommitCommand, OpId, RunId, WorkerCommit};
 
 use super::{
-    InvalidKind, InvalidMessage, decode_blocked, decode_duration, decode_failure, decode_payload,
-    decode_retry_policy, decode_timestamp, encode_blocked, encode_duration, encode_failure, encode_payload,
-    encode_retry_policy, encode_timestamp, parse_id,
+    InvalidKind, InvalidMessage, decode_blocked, decode_doubt_policy, decode_duration, decode_failure,
+    decode_payload, decode_retry_policy, decode_timestamp, encode_blocked, encode_doubt_policy,
+    encode_duration, encode_failure, encode_payload, encode_retry_policy, encode_timestamp, parse_id,
 };
 use crate::api::{self, command::Command};
 
@@ -43,9 +43,12 @@ pub fn decode_commit(wire: api::Commit) -> Result<(RunId, WorkerCommit), Invalid
 
 fn encode_command(command: &CommitCommand) -> api::Command {
     let command = match command {
-        CommitCommand::StartStep { step, name, attempt } => {
-            Command::StartStep(api::StartStep { step_id: step.0, name: name.clone(), attempt: *attempt })
-        }
+        CommitCommand::StartStep { step, name, attempt, in_doubt } => Command::StartStep(api::StartStep {
+            step_id: step.0,
+            name: name.clone(),
+            attempt: *attempt,
+            in_doubt: encode_doubt_policy(*in_doubt).into(),
+        }),
         CommitCommand::CompleteStep { step, name, attempt, elapsed, result } => {
             Command::CompleteStep(api::CompleteStep {
                 step_id: step.0,
@@ -69,6 +72,9 @@ fn encode_command(command: &CommitCommand) -> api::Command {
             Command::StartTimer(api::StartTimer { timer_id: timer.0, delay: Some(encode_duration(*delay)) })
         }
         CommitCommand::CancelTimer { timer } => Command::CancelTimer(api::CancelTimer { timer_id: timer.0 }),
+        CommitCommand::MarkVersion { change_id, version } => {
+            Command::MarkVersion(api::MarkVersion { change_id: change_id.clone(), version: *version })
+        }
         CommitCommand::CompleteRun { result, unconsumed } => Command::CompleteRun(api::CompleteRun {
             result: Some(encode_payload(result)),
             unconsumed: unconsumed.clone(),
@@ -90,8 +96,9 @@ fn encode_command(command: &CommitCommand) -> api::Command {
 fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
     let api::Command { command } = wire;
     Ok(match command {
-        Some(Command::StartStep(api::StartStep { step_id, name, attempt })) => {
-            CommitCommand::StartStep { step: OpId(step_id), name, attempt }
+        Some(Command::StartStep(api::StartStep { step_id, name, attempt, in_doubt })) => {
+            let in_doubt = decode_doubt_policy("start_step.in_doubt", in_doubt)?;
+            CommitCommand::StartStep { step: OpId(step_id), name, attempt, in_doubt }
         }
         Some(Command::CompleteStep(api::CompleteStep { step_id, name, attempt, elapsed, result })) => {
             CommitCommand::CompleteStep {
@@ -121,6 +128,9 @@ fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
         }
         Some(Command::CancelTimer(api::CancelTimer { timer_id })) => {
             CommitCommand::CancelTimer { timer: OpId(timer_id) }
+        }
+        Some(Command::MarkVersion(api::MarkVersion { change_id, version })) => {
+            CommitCommand::MarkVersion { change_id, version }
         }
         Some(Command::CompleteRun(api::CompleteRun { result, unconsumed })) => {
             CommitCommand::CompleteRun { result: decode_payload(result), unconsumed }

@@ -5,11 +5,12 @@ use everstep_core::{
     TimerKind, TraceContext,
 };
 
+use super::doubt::{decode_in_doubt, decode_resolved, encode_in_doubt, encode_resolved};
 use super::value::encode_failure_bare;
 use super::{
-    InvalidKind, InvalidMessage, decode_duration, decode_failure, decode_payload, decode_timestamp,
-    decode_worker_info, encode_duration, encode_failure, encode_payload, encode_timestamp,
-    encode_worker_info, parse_id,
+    InvalidKind, InvalidMessage, decode_doubt_policy, decode_duration, decode_failure, decode_payload,
+    decode_timestamp, decode_worker_info, encode_doubt_policy, encode_duration, encode_failure,
+    encode_payload, encode_timestamp, encode_worker_info, parse_id,
 };
 use crate::history::{self, event::Attributes};
 
@@ -99,6 +100,8 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
         EventBody::StepStarted { .. } | EventBody::StepCompleted { .. } | EventBody::StepFailed { .. } => {
             return encode_step(body, omit);
         }
+        EventBody::StepInDoubt { step, name, attempt } => encode_in_doubt(*step, name, *attempt),
+        EventBody::StepResolved(resolved) => encode_resolved(resolved, omit),
         EventBody::TimerStarted { timer, fire_at } => Attributes::TimerStarted(history::TimerStarted {
             timer_id: timer.0,
             fire_at: Some(encode_timestamp(*fire_at)),
@@ -118,6 +121,12 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
         }
         EventBody::CancelRequested { reason } => {
             Attributes::CancelRequested(history::CancelRequested { reason: reason.clone() })
+        }
+        EventBody::VersionMarked { change_id, version } => {
+            Attributes::VersionMarked(history::VersionMarked {
+                change_id: change_id.clone(),
+                version: *version,
+            })
         }
         EventBody::RunBlocked(blocked) => Attributes::RunBlocked(encode_blocked(blocked)),
         EventBody::RunUnblocked { build_id } => {
@@ -145,11 +154,14 @@ fn encode_body(body: &EventBody, omit: bool) -> Option<Attributes> {
 /// The kinds that are about a step; `None` for any other.
 fn encode_step(body: &EventBody, omit: bool) -> Option<Attributes> {
     Some(match body {
-        EventBody::StepStarted { step, name, attempt } => Attributes::StepStarted(history::StepStarted {
-            step_id: step.0,
-            name: name.clone(),
-            attempt: *attempt,
-        }),
+        EventBody::StepStarted { step, name, attempt, in_doubt } => {
+            Attributes::StepStarted(history::StepStarted {
+                in_doubt: encode_doubt_policy(*in_doubt).into(),
+                step_id: step.0,
+                name: name.clone(),
+                attempt: *attempt,
+            })
+        }
         EventBody::StepCompleted { step, name, attempt, elapsed, result } => {
             Attributes::StepCompleted(history::StepCompleted {
                 step_id: step.0,
@@ -191,9 +203,12 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
         Attributes::WorkerDetached(detached) => {
             EventBody::WorkerDetached { reason: decode_detached(detached)? }
         }
-        Attributes::StepStarted(history::StepStarted { step_id, name, attempt }) => {
-            EventBody::StepStarted { step: OpId(step_id), name, attempt }
+        Attributes::StepStarted(history::StepStarted { step_id, name, attempt, in_doubt }) => {
+            let in_doubt = decode_doubt_policy("step_started.in_doubt", in_doubt)?;
+            EventBody::StepStarted { step: OpId(step_id), name, attempt, in_doubt }
         }
+        Attributes::StepInDoubt(in_doubt) => decode_in_doubt(in_doubt),
+        Attributes::StepResolved(resolved) => decode_resolved(resolved)?,
         Attributes::StepCompleted(history::StepCompleted { step_id, name, attempt, elapsed, result }) => {
             EventBody::StepCompleted {
                 step: OpId(step_id),
@@ -222,6 +237,9 @@ fn decode_body(wire: Attributes) -> Result<EventBody, InvalidMessage> {
         }
         Attributes::CancelRequested(history::CancelRequested { reason }) => {
             EventBody::CancelRequested { reason }
+        }
+        Attributes::VersionMarked(history::VersionMarked { change_id, version }) => {
+            EventBody::VersionMarked { change_id, version }
         }
         Attributes::RunBlocked(blocked) => {
             EventBody::RunBlocked(Box::new(decode_blocked(blocked).map_err(|e| e.within("run_blocked"))?))

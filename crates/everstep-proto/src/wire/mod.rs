@@ -4,6 +4,7 @@
 //! names the field. Sizes, names and contradictions are the core's rules and are not repeated here.
 
 mod commit;
+mod doubt;
 mod event;
 mod invalid;
 mod run;
@@ -14,6 +15,7 @@ mod value;
 mod tests;
 
 pub use commit::{decode_commit, encode_commit};
+pub use doubt::{decode_doubt_policy, decode_resolution, encode_doubt_policy};
 pub use event::{DecodedEvent, decode_blocked, decode_event, encode_blocked, encode_event};
 pub use invalid::{InvalidKind, InvalidMessage};
 pub use run::{

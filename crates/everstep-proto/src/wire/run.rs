@@ -95,6 +95,7 @@ pub fn encode_run(row: &RunRow) -> api::Run {
         cancel_requested: *cancel_requested,
         history_events: 0,
         history_warning: false,
+        in_doubt_steps: Vec::new(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Round trips of everything that travels, and what bad messages get.
 
 use everstep_core::{
-    Actor, BlockKind, Blocked, CommandId, CommitCommand, ConflictPolicy, DetachReason, Duration, Event,
-    EventBody, Failure, OpId, Payload, RetryPolicy, ReusePolicy, RunId, RunStarted, RunStatus, SessionId,
-    TimerKey, TimerKind, Timestamp, TraceContext, WorkerCommit, WorkerInfo, limits,
+    Actor, BlockKind, Blocked, CommandId, CommitCommand, ConflictPolicy, DetachReason, DoubtPolicy, Duration,
+    Event, EventBody, Failure, OpId, Payload, Resolution, RetryPolicy, ReusePolicy, RunId, RunStarted,
+    RunStatus, SessionId, StepResolved, TimerKey, TimerKind, Timestamp, TraceContext, WorkerCommit,
+    WorkerInfo, limits,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -100,6 +101,22 @@ fn started() -> impl Strategy<Value = RunStarted> {
     )
 }
 
+fn doubt_policy() -> impl Strategy<Value = Option<DoubtPolicy>> {
+    option::of(prop::sample::select(DoubtPolicy::ALL.to_vec()))
+}
+
+fn resolved() -> impl Strategy<Value = EventBody> {
+    let resolution = prop_oneof![
+        Just(Resolution::Retry),
+        payload().prop_map(Resolution::Completed),
+        failure().prop_map(Resolution::Failed),
+    ];
+    let op = any::<u32>().prop_map(OpId);
+    (op, text(), any::<u32>(), resolution, text()).prop_map(|(step, name, attempt, resolution, note)| {
+        EventBody::StepResolved(Box::new(StepResolved { step, name, attempt, resolution, note }))
+    })
+}
+
 fn body() -> impl Strategy<Value = EventBody> {
     let op = || any::<u32>().prop_map(OpId);
     let timer_kind = prop_oneof![Just(TimerKind::Timer), Just(TimerKind::Retry), Just(TimerKind::RunTimeout)];
@@ -127,11 +144,15 @@ fn body() -> impl Strategy<Value = EventBody> {
         Just(EventBody::Ignored { kind: "Unknown".to_owned() }),
     ];
     let within = prop_oneof![
-        (op(), text(), any::<u32>()).prop_map(|(step, name, attempt)| EventBody::StepStarted {
+        (op(), text(), any::<u32>(), doubt_policy()).prop_map(|(step, name, attempt, in_doubt)| {
+            EventBody::StepStarted { step, name, attempt, in_doubt }
+        }),
+        (op(), text(), any::<u32>()).prop_map(|(step, name, attempt)| EventBody::StepInDoubt {
             step,
             name,
             attempt
         }),
+        resolved(),
         (op(), text(), any::<u32>(), duration(), payload()).prop_map(
             |(step, name, attempt, elapsed, result)| {
                 EventBody::StepCompleted { step, name, attempt, elapsed, result }
@@ -157,6 +178,8 @@ fn body() -> impl Strategy<Value = EventBody> {
             input
         }),
         text().prop_map(|reason| EventBody::CancelRequested { reason }),
+        (text(), any::<u32>())
+            .prop_map(|(change_id, version)| EventBody::VersionMarked { change_id, version }),
     ];
     prop_oneof![run, within]
 }
@@ -179,10 +202,8 @@ fn event() -> impl Strategy<Value = Event> {
 fn command() -> impl Strategy<Value = CommitCommand> {
     let op = || any::<u32>().prop_map(OpId);
     prop_oneof![
-        (op(), text(), any::<u32>()).prop_map(|(step, name, attempt)| CommitCommand::StartStep {
-            step,
-            name,
-            attempt
+        (op(), text(), any::<u32>(), doubt_policy()).prop_map(|(step, name, attempt, in_doubt)| {
+            CommitCommand::StartStep { step, name, attempt, in_doubt }
         }),
         (op(), text(), any::<u32>(), duration(), payload()).prop_map(
             |(step, name, attempt, elapsed, result)| {
@@ -201,6 +222,8 @@ fn command() -> impl Strategy<Value = CommitCommand> {
         ),
         (op(), duration()).prop_map(|(timer, delay)| CommitCommand::StartTimer { timer, delay }),
         op().prop_map(|timer| CommitCommand::CancelTimer { timer }),
+        (text(), any::<u32>())
+            .prop_map(|(change_id, version)| CommitCommand::MarkVersion { change_id, version }),
         (payload(), vec(any::<u64>(), 0..4))
             .prop_map(|(result, unconsumed)| CommitCommand::CompleteRun { result, unconsumed }),
         (failure(), vec(any::<u64>(), 0..4))

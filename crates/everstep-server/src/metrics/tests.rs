@@ -10,7 +10,7 @@ fn what_was_counted_is_shown() {
     metrics.panicked();
     let node = NodeStatus { workers: 3, store_ok: true, healed: 7, ..NodeStatus::default() };
     let upkeep = Upkeep { blocked_runs: 5, runs_lost: 2, wake_violations: 1, ..Upkeep::default() };
-    let text = metrics.render(&node, &upkeep).unwrap();
+    let text = metrics.render(&node, &upkeep, Some(7)).unwrap();
     let call = |code: &str, rest: &str| {
         format!(
             "rpc_server_call_duration_seconds{rest}rpc_method=\"everstep.api.v1.RunService/StartRun\",\
@@ -18,7 +18,12 @@ fn what_was_counted_is_shown() {
         )
     };
     let lines: Vec<&str> = text.lines().collect();
-    for expected in ["everstep_workers_connected 3", "everstep_store_up 1", "everstep_sweep_healed_total 7"] {
+    for expected in [
+        "everstep_workers_connected 3",
+        "everstep_store_up 1",
+        "everstep_sweep_healed_total 7",
+        "everstep_steps_in_doubt 7",
+    ] {
         assert!(lines.contains(&expected), "{expected} is not in\n{text}");
     }
     for expected in [
@@ -53,7 +58,7 @@ fn lateness_is_a_histogram() {
         sweep_lag: Duration::from_millis(250),
         ..Upkeep::default()
     };
-    let text = Metrics::new().unwrap().render(&NodeStatus::default(), &upkeep).unwrap();
+    let text = Metrics::new().unwrap().render(&NodeStatus::default(), &upkeep, None).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     for expected in [
         "# TYPE everstep_timer_lateness_seconds histogram",

@@ -6,8 +6,8 @@
 #[cfg(test)]
 mod tests;
 
-use everstep_core::{RunId, validate_name};
-use everstep_store::{PageToken, RunFilter};
+use everstep_core::{OpId, RunId, validate_name};
+use everstep_store::{DoubtFilter, PageToken, RunFilter};
 use sha2::{Digest, Sha256};
 use tonic::Status;
 use uuid::Uuid;
@@ -51,6 +51,31 @@ pub(crate) fn namespaces_page(text: &str) -> Result<String, Status> {
     let name = String::from_utf8(position(namespaces_question(), text)?).map_err(|_| invalid())?;
     validate_name("page_token", &name).map_err(|_| invalid())?;
     Ok(name)
+}
+
+/// The token of the page after this step.
+pub(crate) fn steps_token(filter: &DoubtFilter, (run, step): (RunId, OpId)) -> String {
+    token(steps_question(filter), &[&run.as_bytes()[..], &step.0.to_be_bytes()].concat())
+}
+
+/// Reads the token of a page of steps; empty for the first page.
+///
+/// # Errors
+/// `INVALID_PAGE_TOKEN` when it is not a token of this question.
+pub(crate) fn steps_page(filter: &DoubtFilter, text: &str) -> Result<Option<(RunId, OpId)>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let position = position(steps_question(filter), text)?;
+    let (run, step) = position.split_at_checked(16).ok_or_else(invalid)?;
+    let run = Uuid::from_slice(run).map_err(|_| invalid())?;
+    let step: [u8; 4] = step.try_into().map_err(|_| invalid())?;
+    Ok(Some((RunId::from_uuid(run), OpId(u32::from_be_bytes(step)))))
+}
+
+fn steps_question(filter: &DoubtFilter) -> [u8; HASH_BYTES] {
+    let DoubtFilter { namespace, run } = filter;
+    hash(&["steps", namespace, &run.map(|run| run.to_string()).unwrap_or_default()].join("\0"))
 }
 
 fn runs_question(filter: &RunFilter) -> [u8; HASH_BYTES] {

@@ -76,7 +76,7 @@ async fn a_panic_ends_its_own_call_only() {
     let layer = layer();
     let answer = through(&layer, request(START, &[]), |_| async { panic!("a bug") }).await;
     assert_eq!(reason_of(&answer), "INTERNAL");
-    let text = layer.shared.metrics.render(&Default::default(), &Default::default()).unwrap();
+    let text = layer.shared.metrics.render(&Default::default(), &Default::default(), Some(0)).unwrap();
     assert!(text.contains("everstep_rpc_panics_total 1"), "{text}");
 }
 
@@ -113,7 +113,7 @@ async fn unknown_methods_share_one_figure() {
         })
         .await;
     }
-    let text = layer.shared.metrics.render(&Default::default(), &Default::default()).unwrap();
+    let text = layer.shared.metrics.render(&Default::default(), &Default::default(), Some(0)).unwrap();
     assert!(text.contains("rpc_method=\"_OTHER\""), "{text}");
     assert!(!text.contains("x.Y"), "{text}");
 }

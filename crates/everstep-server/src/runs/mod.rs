@@ -1,7 +1,8 @@
 //! `RunService`: checks what a request says, asks the engine, says what became of it.
 
 mod history;
-mod request;
+mod query;
+pub(crate) mod request;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use everstep_engine::{Closed, Engine, RunSelector};
 use everstep_proto::api::{self, run_service_server::RunService};
 use everstep_proto::trace;
 use everstep_proto::wire::{encode_failure, encode_payload, encode_run, encode_run_status};
-use everstep_store::RunRecord;
+use everstep_store::{DoubtFilter, RunRecord};
 use futures::Stream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,10 +21,13 @@ use tonic::{Request, Response, Status};
 use crate::check::Check;
 use crate::rpc::Deadline;
 use crate::serve::InFlight;
-use crate::{page, reason, status};
+use crate::{page, reason, status, steps};
 
 /// Before its own deadline a caller is told that the run is still open, so that the answer arrives in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
+
+/// Steps in doubt that are shown with their run; ListSteps has them all.
+const DOUBTS_SHOWN_MAX: usize = 100;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -53,8 +57,7 @@ impl RunApi {
         deadline: Option<Instant>,
     ) -> Result<api::GetResultResponse, Status> {
         if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            wait = wait.min(left.saturating_sub(ANSWER_MARGIN.min(left / 4)));
+            wait = wait.min(answer_in_time(deadline));
         }
         let mut closed = tokio::select! {
             closed = self.wait_closed(run_id, wait) => closed?,
@@ -88,6 +91,12 @@ impl RunApi {
         let id = call.command_id(run_id);
         self.engine.command(run_id, id, call.identity, body).await.map_err(|e| status::of_engine(&e))
     }
+}
+
+/// How long something may be waited for, if the caller is to hear of it before its deadline.
+fn answer_in_time(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.saturating_sub(ANSWER_MARGIN.min(left / 4))
 }
 
 #[tonic::async_trait]
@@ -125,7 +134,11 @@ impl RunService for RunApi {
         let selector = check.run(run);
         check.finish()?;
         let record = self.resolve(&selector).await?;
+        let filter = DoubtFilter { namespace: record.row.namespace.clone(), run: Some(record.row.run_id) };
+        let doubts = self.engine.store().list_doubts(&filter, None, DOUBTS_SHOWN_MAX).await;
+        let doubts = doubts.map_err(|e| status::of_store(&e))?;
         let run = api::Run {
+            in_doubt_steps: doubts.into_iter().map(steps::encode).collect(),
             history_events: record.tail_seq,
             history_warning: record.tail_seq >= limits::HISTORY_EVENTS_WARN,
             ..encode_run(&record.row)
@@ -220,5 +233,13 @@ impl RunService for RunApi {
         check.finish()?;
         let run_id = self.find(&selector).await?;
         self.outcome(run_id, wait, deadline).await.map(Response::new)
+    }
+
+    async fn query_run(
+        &self,
+        request: Request<api::QueryRunRequest>,
+    ) -> Result<Response<api::QueryRunResponse>, Status> {
+        let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
+        query::query(self, request.into_inner(), deadline).await.map(Response::new)
     }
 }

@@ -15,7 +15,7 @@ use crate::check::Check;
 use crate::page;
 
 /// Longest description or reason that is taken at all; what the core keeps of it is shorter.
-const REASON_BYTES_MAX: usize = 1 << 20;
+pub(crate) const REASON_BYTES_MAX: usize = 1 << 20;
 /// More status filters than there are statuses make no sense.
 const STATUSES_MAX: usize = 100;
 
@@ -86,16 +86,32 @@ pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, Option<P
 
 /// A request to an existing run.
 #[derive(Debug)]
-pub(super) struct RunCall {
-    pub(super) run: RunSelector,
-    pub(super) request_id: String,
-    pub(super) identity: String,
+pub(crate) struct RunCall {
+    pub(crate) run: RunSelector,
+    pub(crate) request_id: String,
+    pub(crate) identity: String,
     kind: &'static str,
 }
 
 impl RunCall {
+    /// Reads what every such request has.
+    pub(crate) fn read(
+        check: &mut Check,
+        run: Option<api::RunRef>,
+        request_id: String,
+        identity: String,
+        kind: &'static str,
+    ) -> Self {
+        Self {
+            run: check.run(run),
+            request_id: check.id_or_new("request_id", request_id),
+            identity: check.identity("identity", identity),
+            kind,
+        }
+    }
+
     /// The id of the request's events: it follows from the request id, so that a repeat is recognised.
-    pub(super) fn command_id(&self, run: RunId) -> CommandId {
+    pub(crate) fn command_id(&self, run: RunId) -> CommandId {
         let mut hash = Sha256::new();
         hash.update(run.as_bytes());
         hash.update(self.kind.as_bytes());
@@ -114,7 +130,7 @@ impl RunCall {
 pub(super) fn signal(request: api::SignalRunRequest) -> Result<(RunCall, CommandBody), Status> {
     let api::SignalRunRequest { run, name, input, request_id, identity } = request;
     let mut check = Check::default();
-    let call = call(&mut check, run, request_id, identity, "signal");
+    let call = RunCall::read(&mut check, run, request_id, identity, "signal");
     let name = check.name("name", name);
     let input = check.payload("input", input);
     check.finish()?;
@@ -126,7 +142,7 @@ pub(super) fn signal(request: api::SignalRunRequest) -> Result<(RunCall, Command
 pub(super) fn cancel(request: api::CancelRunRequest) -> Result<(RunCall, CommandBody), Status> {
     let api::CancelRunRequest { run, reason, request_id, identity } = request;
     let mut check = Check::default();
-    let call = call(&mut check, run, request_id, identity, "cancel");
+    let call = RunCall::read(&mut check, run, request_id, identity, "cancel");
     let reason = check.text("reason", reason, REASON_BYTES_MAX);
     check.finish()?;
     Ok((call, CommandBody::Cancel { reason }))
@@ -136,25 +152,10 @@ pub(super) fn cancel(request: api::CancelRunRequest) -> Result<(RunCall, Command
 pub(super) fn terminate(request: api::TerminateRunRequest) -> Result<(RunCall, CommandBody), Status> {
     let api::TerminateRunRequest { run, reason, request_id, identity } = request;
     let mut check = Check::default();
-    let call = call(&mut check, run, request_id, identity, "terminate");
+    let call = RunCall::read(&mut check, run, request_id, identity, "terminate");
     let reason = check.text("reason", reason, REASON_BYTES_MAX);
     check.finish()?;
     Ok((call, CommandBody::Terminate { reason }))
-}
-
-fn call(
-    check: &mut Check,
-    run: Option<api::RunRef>,
-    request_id: String,
-    identity: String,
-    kind: &'static str,
-) -> RunCall {
-    RunCall {
-        run: check.run(run),
-        request_id: check.id_or_new("request_id", request_id),
-        identity: check.identity("identity", identity),
-        kind,
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use everstep_core::NodeId;
 use everstep_engine::Engine;
 use everstep_proto::api::namespace_service_server::NamespaceServiceServer;
 use everstep_proto::api::run_service_server::RunServiceServer;
+use everstep_proto::api::step_service_server::StepServiceServer;
 use everstep_proto::api::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -34,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::namespaces::NamespaceApi;
 use crate::rpc::RpcLayer;
 use crate::runs::RunApi;
+use crate::steps::StepApi;
 use crate::worker::WorkerApi;
 
 pub(crate) use budget::InFlight;
@@ -215,6 +217,10 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
         .max_decoding_message_size(DECODE_BYTES_MAX)
         .max_encoding_message_size(ENCODE_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip);
+    let steps = StepServiceServer::new(StepApi { engine: engine.clone() })
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(ENCODE_BYTES_MAX)
+        .accept_compressed(CompressionEncoding::Gzip);
     let workers = WorkerServiceServer::new(WorkerApi {
         engine: engine.clone(),
         node_id: options.node_id,
@@ -229,7 +235,11 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
         .build_v1()
         .map_err(Error::Reflection)?
         .max_decoding_message_size(ASIDE_BYTES_MAX);
-    let mut routes = Routes::new(runs).add_service(namespaces).add_service(workers).add_service(reflection);
+    let mut routes = Routes::new(runs)
+        .add_service(namespaces)
+        .add_service(steps)
+        .add_service(workers)
+        .add_service(reflection);
     let router = std::mem::take(routes.axum_router_mut());
     *routes.axum_router_mut() = router.merge(http::routes(probe.clone())).fallback(http::unknown);
     Ok(routes)
@@ -255,6 +265,7 @@ async fn say(reporter: &HealthReporter, status: ServingStatus) {
         "",
         <RunServiceServer<RunApi> as NamedService>::NAME,
         <NamespaceServiceServer<NamespaceApi> as NamedService>::NAME,
+        <StepServiceServer<StepApi> as NamedService>::NAME,
         <WorkerServiceServer<WorkerApi> as NamedService>::NAME,
     ] {
         reporter.set_service_status(service, status).await;

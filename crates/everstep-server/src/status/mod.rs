@@ -87,6 +87,11 @@ pub(crate) fn of_rejection(rejection: &Rejection) -> Status {
         Rejection::Fenced { current, sent } => {
             with_metadata(reason, message, [("current", current.to_string()), ("sent", sent.to_string())])
         }
+        Rejection::StepNotInDoubt { step, attempt } => with_metadata(
+            reason,
+            message,
+            [("step_id", step.0.to_string()), ("attempt", attempt.to_string())],
+        ),
         Rejection::AlreadyAttached { .. }
         | Rejection::NotRunnable
         | Rejection::UnseenEvents { .. }
@@ -109,6 +114,7 @@ pub(crate) fn reason_of(rejection: &Rejection) -> Reason {
         Rejection::NotRunnable => reason::RUN_NOT_RUNNABLE,
         Rejection::UnseenEvents { .. } => reason::UNSEEN_EVENTS,
         Rejection::NotDue => reason::TIMER_NOT_DUE,
+        Rejection::StepNotInDoubt { .. } => reason::STEP_NOT_IN_DOUBT,
         Rejection::InvalidCommands { .. } => reason::INVALID_COMMANDS,
     }
 }
@@ -124,6 +130,16 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
         EngineError::Store(error) => of_store(error),
         EngineError::Contention { .. } => of(reason::CONTENTION, error.to_string()),
         EngineError::Stopping => stopping(),
+        EngineError::QueryFailed { kind, message } => {
+            with_metadata(reason::QUERY_FAILED, format!("{kind}: {message}"), [("kind", kind.clone())])
+        }
+        EngineError::NoWorker { queue, workflow_type } => with_metadata(
+            reason::NO_WORKER,
+            error.to_string(),
+            [("task_queue", queue.task_queue.clone()), ("workflow_type", workflow_type.clone())],
+        ),
+        EngineError::NoAnswer => of(reason::DEADLINE_EXCEEDED, error.to_string()),
+        EngineError::Overloaded => of(reason::OVERLOADED, error.to_string()),
         EngineError::BadToken => of(reason::INVALID_SESSION_TOKEN, error.to_string()),
     }
 }

@@ -144,10 +144,25 @@ fn the_engines_other_errors_have_their_codes() {
         (EngineError::Contention { attempts: 9 }, Code::Aborted, "CONTENTION"),
         (EngineError::Stopping, Code::Unavailable, "NODE_STOPPING"),
         (EngineError::BadToken, Code::InvalidArgument, "INVALID_SESSION_TOKEN"),
+        (EngineError::NoAnswer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        (EngineError::Overloaded, Code::Unavailable, "OVERLOADED"),
     ];
     for (error, code, reason) in cases {
         assert_eq!(info(&of_engine(&error)), (code, reason.to_owned()));
     }
+}
+
+#[test]
+fn a_query_that_failed_says_how_and_one_without_a_worker_says_which() {
+    let failed = EngineError::QueryFailed { kind: "Busy".to_owned(), message: "not now".to_owned() };
+    let failed = of_engine(&failed);
+    assert_eq!(info(&failed), (Code::FailedPrecondition, "QUERY_FAILED".to_owned()));
+    assert_eq!(failed.message(), "Busy: not now");
+    let queue = everstep_core::QueueKey { namespace: "n".to_owned(), task_queue: "q".to_owned() };
+    let none = of_engine(&EngineError::NoWorker { queue, workflow_type: "t".to_owned() });
+    assert_eq!(info(&none), (Code::Unavailable, "NO_WORKER".to_owned()));
+    let known = none.get_details_error_info().unwrap().metadata;
+    assert_eq!((known["task_queue"].as_str(), known["workflow_type"].as_str()), ("q", "t"));
 }
 
 #[test]

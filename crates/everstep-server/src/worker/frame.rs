@@ -11,7 +11,7 @@ use everstep_proto::wire::{encode_duration, encode_event};
 use prost::Message as _;
 
 use super::hello::PROTOCOL;
-use super::token;
+use super::{asks, token};
 use crate::status;
 
 /// A frame is closed once it has this many bytes.
@@ -86,6 +86,7 @@ impl Framer {
                     reason: reason.to_owned(),
                 }));
             }
+            ask @ WorkerOut::Ask { .. } => asks::encode(ask).into_iter().for_each(|piece| self.add(piece)),
             WorkerOut::Drain => self.add(Message::Drain(api::Drain {})),
             WorkerOut::SessionClosed { reason } => {
                 self.add(Message::SessionClosed(api::SessionClosed { reason: reason.to_owned() }));
@@ -162,7 +163,7 @@ fn whole(events: &[Event], until: usize, run: RunId) -> u32 {
 
 /// Cuts events into pieces of at most a frame, or of one event; each with the index that it ends before.
 /// At least one piece, which may be empty.
-fn pieces(events: &[Event], omit: impl Fn(&Event) -> bool) -> Vec<(usize, Vec<history::Event>)> {
+pub(super) fn pieces(events: &[Event], omit: impl Fn(&Event) -> bool) -> Vec<(usize, Vec<history::Event>)> {
     let mut pieces = Vec::new();
     let mut piece = Vec::new();
     let mut bytes = 0;

@@ -9,7 +9,7 @@ use everstep_proto::wire::{decode_worker_info, parse_id};
 use everstep_proto::{InvalidKind, InvalidMessage};
 use tonic::{Status, Streaming};
 
-use super::token;
+use super::{asks, token};
 use crate::check::Check;
 use crate::{reason, status};
 
@@ -17,6 +17,7 @@ use crate::{reason, status};
 pub(super) const PROTOCOL: u32 = 1;
 const TASK_QUEUES_MAX: usize = 100;
 const WORKFLOW_TYPES_MAX: usize = 1_000;
+const CAPABILITIES_MAX: usize = 100;
 const RUN_SLOTS_MAX: u32 = 100_000;
 /// How long a stream may be silent before its first message.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
@@ -65,6 +66,7 @@ pub(super) fn check(hello: api::Hello) -> Result<Hello, Status> {
         run_slots,
         session_token,
         held,
+        capabilities,
     } = hello;
     let mut check = Check::default();
     if protocol_min == 0 || protocol_max < protocol_min {
@@ -84,7 +86,7 @@ pub(super) fn check(hello: api::Hello) -> Result<Hello, Status> {
         check.refuse("hello.task_queues", reason::INVALID_ARGUMENT, "must name at least one task queue");
     }
     let task_queues = names(&mut check, "hello.task_queues", task_queues, TASK_QUEUES_MAX);
-    names(&mut check, "hello.workflow_types", workflow_types, WORKFLOW_TYPES_MAX);
+    let workflow_types = names(&mut check, "hello.workflow_types", workflow_types, WORKFLOW_TYPES_MAX);
     let worker = check.worker(decode_worker_info(worker));
     if run_slots == 0 || run_slots > RUN_SLOTS_MAX {
         check.refuse("hello.run_slots", reason::INVALID_ARGUMENT, format!("must be 1 to {RUN_SLOTS_MAX}"));
@@ -94,8 +96,14 @@ pub(super) fn check(hello: api::Hello) -> Result<Hello, Status> {
         check.refuse("hello.session_token", reason::INVALID_SESSION_TOKEN, "is not one that a Welcome gave");
     }
     let held = held_runs(&mut check, held);
+    if capabilities.len() > CAPABILITIES_MAX {
+        let problem =
+            format!("has {} entries, more than the limit of {CAPABILITIES_MAX}", capabilities.len());
+        check.refuse("hello.capabilities", reason::LIMIT_EXCEEDED, problem);
+    }
     check.finish()?;
-    Ok(Hello { namespace, task_queues, worker, run_slots, resume, held })
+    let asks = capabilities.iter().any(|word| word == asks::CAPABILITY);
+    Ok(Hello { namespace, task_queues, workflow_types, asks, worker, run_slots, resume, held })
 }
 
 fn names(check: &mut Check, field: &str, names: Vec<String>, max: usize) -> Vec<String> {

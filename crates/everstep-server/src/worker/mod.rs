@@ -1,5 +1,6 @@
 //! `WorkerService`: one stream per worker, translated message by message and framed by the handful.
 
+mod asks;
 mod frame;
 mod hello;
 mod stream;

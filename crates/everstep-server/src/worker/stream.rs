@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::asks;
 use super::frame::{FRAME_MESSAGES, Framer};
 use crate::{reason, status};
 
@@ -120,6 +121,7 @@ fn decode(wire: api::WorkerMessage) -> Result<WorkerIn, InvalidMessage> {
         Some(Message::NeedHistory(api::NeedHistory { run_id, epoch })) => {
             Ok(WorkerIn::NeedHistory { run_id: parse_id("need_history.run_id", &run_id)?, epoch })
         }
+        Some(Message::Answer(answer)) => asks::decode(answer).map_err(|e| e.within("answer")),
         Some(Message::Draining(api::Draining {})) => Ok(WorkerIn::Draining),
         Some(Message::Goodbye(api::Goodbye {})) => Ok(WorkerIn::Goodbye),
         Some(Message::Hello(_)) => {

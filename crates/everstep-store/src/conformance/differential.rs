@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use everstep_core::{
-    Actor, CommandId, Duration, Event, EventBody, Failure, OpId, Payload, QueueKey, RunId, RunRow,
-    RunStarted, RunStatus, Seq, SessionId, Timer, TimerKey, TimerKind, Timestamp, TraceContext, Write,
+    Actor, CommandId, Doubt, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload, QueueKey,
+    RunId, RunRow, RunStarted, RunStatus, Seq, SessionId, Timer, TimerKey, TimerKind, Timestamp,
+    TraceContext, Write,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -246,7 +247,7 @@ impl World {
     }
 
     fn random_write(&mut self, run: RunId, workflow_id: &str) -> Write {
-        match self.below(9) {
+        match self.below(11) {
             0..2 => {
                 let last_seq = 1 + self.below(12) as Seq;
                 Write::Run(Box::new(self.row(run, workflow_id, last_seq)))
@@ -261,8 +262,21 @@ impl World {
             5 | 6 => Write::TaskSet(self.queue()),
             7 if self.chance(2) => Write::TaskDeleted,
             7 => Write::WakesDeleted { up_to: self.below(8) as Seq },
+            9 => self.doubt(),
+            10 if self.chance(3) => Write::DoubtsCleared,
+            10 => Write::DoubtDeleted(OpId(self.pick(&[1, 2, u32::MAX]))),
             _ => Write::WakeSet { seq: 1 + self.below(8) as Seq },
         }
+    }
+
+    fn doubt(&mut self) -> Write {
+        Write::DoubtSet(Box::new(Doubt {
+            step: OpId(self.pick(&[1, 2, u32::MAX])),
+            name: self.pick(&["charge", "ship"]).to_owned(),
+            attempt: self.pick(&[1, 2, u32::MAX]),
+            policy: self.pick(&DoubtPolicy::ALL),
+            since: Timestamp::from_micros(self.below(9).cast_signed() as i64),
+        }))
     }
 
     fn queue(&mut self) -> QueueKey {

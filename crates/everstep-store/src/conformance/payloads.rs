@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use everstep_core::{
-    BlockKind, Blocked, DetachReason, Duration, Event, EventBody, Failure, OpId, Payload, TimerKey,
-    Timestamp, WorkerInfo,
+    BlockKind, Blocked, DetachReason, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload,
+    Resolution, StepResolved, TimerKey, Timestamp, WorkerInfo,
 };
 
 use super::sample::{commit, history, new_session, started, step};
@@ -128,7 +128,12 @@ pub async fn every_kind_of_event_comes_back(subject: &Subject) {
         EventBody::WorkerDetached { reason: DetachReason::Parked },
         EventBody::WorkerDetached { reason: DetachReason::Released("drain".to_owned()) },
         EventBody::WorkerDetached { reason: DetachReason::Lost },
-        EventBody::StepStarted { step: OpId(1), name: name(), attempt: 1 },
+        EventBody::StepStarted {
+            step: OpId(1),
+            name: name(),
+            attempt: 1,
+            in_doubt: Some(DoubtPolicy::Verify),
+        },
         step(2, "{\"ok\":true}"),
         EventBody::StepFailed {
             step: OpId(1),
@@ -144,6 +149,15 @@ pub async fn every_kind_of_event_comes_back(subject: &Subject) {
         EventBody::TimerCanceled { timer: OpId(3) },
         EventBody::SignalReceived { name: name(), signal_id: "s1".to_owned(), input: Payload::default() },
         EventBody::CancelRequested { reason: String::new() },
+        EventBody::VersionMarked { change_id: "fee".to_owned(), version: 1 },
+        EventBody::StepInDoubt { step: OpId(1), name: name(), attempt: 3 },
+        EventBody::StepResolved(Box::new(StepResolved {
+            step: OpId(1),
+            name: name(),
+            attempt: 3,
+            resolution: Resolution::Failed(failure.clone()),
+            note: "n\0".to_owned(),
+        })),
         EventBody::RunBlocked(Box::new(Blocked {
             kind: BlockKind::ForeignWake,
             at_seq: 7,

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Client;
+use super::StepInDoubt;
 use super::call::{is_passing, pause, refused, retrying};
 use super::request::{Body, RunRequest};
 use crate::{ClientError, RunError, payload};
@@ -19,8 +20,8 @@ pub(super) const POLL: Duration = Duration::from_secs(20);
 /// A run whose result is an `R`. Cheap to clone.
 #[derive(Debug)]
 pub struct RunHandle<R> {
-    client: Client,
-    run: api::RunRef,
+    pub(super) client: Client,
+    pub(super) run: api::RunRef,
     result: PhantomData<fn() -> R>,
 }
 
@@ -37,16 +38,20 @@ pub struct RunDescription {
     pub run_id: RunId,
     /// How it stands.
     pub status: RunStatus,
+    /// Its steps in doubt, at most 100; lists do not tell.
+    pub in_doubt: Vec<StepInDoubt>,
     /// Everything that the server said.
     pub run: api::Run,
 }
 
 impl RunDescription {
-    pub(crate) fn decode(run: api::Run) -> Result<Self, ClientError> {
+    pub(crate) fn decode(mut run: api::Run) -> Result<Self, ClientError> {
         let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
+        let in_doubt = std::mem::take(&mut run.in_doubt_steps);
         Ok(Self {
             run_id: wire::parse_id("run_id", &run.run_id).map_err(protocol)?,
             status: wire::decode_run_status("status", run.status).map_err(protocol)?,
+            in_doubt: in_doubt.into_iter().map(StepInDoubt::decode).collect::<Result<_, _>>()?,
             run,
         })
     }

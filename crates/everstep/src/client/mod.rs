@@ -2,7 +2,9 @@
 
 mod call;
 mod handle;
+mod query;
 mod request;
+mod steps;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use uuid::Uuid;
 
 pub use handle::{HistoryStream, RunDescription, RunHandle};
 pub use request::RunRequest;
+pub use steps::{StepInDoubt, StepPage, StepResolution};
 
 use crate::{ClientError, RunError, payload};
 use call::retrying;

@@ -127,6 +127,13 @@ impl RunService for Scripted {
         Err(Status::unimplemented(""))
     }
 
+    async fn query_run(
+        &self,
+        _: Request<api::QueryRunRequest>,
+    ) -> Result<Response<api::QueryRunResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_runs(
         &self,
         _: Request<api::ListRunsRequest>,

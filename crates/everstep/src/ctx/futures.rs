@@ -1,6 +1,7 @@
 //! Sleeps, signals, and the wish to stop. None of them touches the waker: the machine polls again after
 //! every event.
 
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::pin::Pin;
@@ -82,23 +83,45 @@ impl Drop for Sleep {
 pub struct Signal<T> {
     shared: Arc<Shared>,
     name: String,
+    source: &'static Location<'static>,
+    /// It is listed among what the code waits for.
+    listed: bool,
     value: PhantomData<fn() -> T>,
 }
 
 impl<T> Signal<T> {
-    pub(super) fn build(shared: Arc<Shared>, name: String) -> Self {
-        Self { shared, name, value: PhantomData }
+    pub(super) fn build(shared: Arc<Shared>, name: String, source: &'static Location<'static>) -> Self {
+        Self { shared, name, source, listed: false, value: PhantomData }
     }
 }
 
 impl<T: DeserializeOwned> Future for Signal<T> {
     type Output = Result<T, serde_json::Error>;
 
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.shared.lock();
-        match state.signals.get_mut(&self.name).and_then(std::collections::VecDeque::pop_front) {
-            Some((_, value)) => Poll::Ready(payload::decode(&value)),
-            None => Poll::Pending,
+    fn poll(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Whoever polls takes the signal: nobody but the workflow may.
+        self.shared.check_polled(self.source);
+        let this = &mut *self;
+        let mut state = this.shared.lock();
+        if let Some((_, value)) = state.signals.get_mut(&this.name).and_then(VecDeque::pop_front) {
+            return Poll::Ready(payload::decode(&value));
+        }
+        if !std::mem::replace(&mut this.listed, true) {
+            state.signal_waits.push((this.name.clone(), this.source));
+        }
+        Poll::Pending
+    }
+}
+
+impl<T> Drop for Signal<T> {
+    fn drop(&mut self) {
+        if !self.listed {
+            return;
+        }
+        let waits = &mut self.shared.lock().signal_waits;
+        if let Some(i) = waits.iter().position(|(name, source)| (name, *source) == (&self.name, self.source))
+        {
+            waits.remove(i);
         }
     }
 }

@@ -1,9 +1,13 @@
 //! What workflow code holds: the [`Ctx`] and the futures it builds.
 
+mod doubt;
 mod futures;
+mod query;
 mod state;
 mod step;
+mod version;
 
+use std::ops::RangeInclusive;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +18,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+pub(crate) use doubt::Guard;
+pub use doubt::{InDoubt, Probe, ProbeFn, ProbeFuture};
 pub use futures::{Canceled, Signal, Sleep};
-pub(crate) use state::{CtxMisuse, OpState, Shared, StepOp, TimerOp};
+pub(crate) use query::QueryFn;
+pub use query::{QueryError, State};
+pub(crate) use state::{CtxMisuse, OpState, Shared, State as CtxState, StepOp, TimerOp};
 pub(crate) use step::STEP_INFO;
 pub use step::{Step, StepInfo, step_info};
+pub use version::Known;
+pub(crate) use version::Unsupported;
 
 use crate::StepError;
 
@@ -83,8 +93,9 @@ impl Ctx {
 
     /// Waits for the next signal of this name that the workflow has not taken yet, in the order in which
     /// they were recorded. Awaits a decoding error if the signal's value is not a `T`.
+    #[track_caller]
     pub fn signal<T: DeserializeOwned>(&self, name: impl Into<String>) -> Signal<T> {
-        Signal::build(Arc::clone(&self.shared), name.into())
+        Signal::build(Arc::clone(&self.shared), name.into(), Location::caller())
     }
 
     /// Waits until somebody asks the run to stop.
@@ -95,6 +106,36 @@ impl Ctx {
     /// True once somebody has asked the run to stop.
     pub fn is_cancel_requested(&self) -> bool {
         self.shared.lock().cancel_requested
+    }
+
+    /// Which version of a change in the workflow's code this run goes on with: 0 is the code before the change,
+    /// and `range` says which versions the code still has. A run that has not come to this place yet gets the
+    /// end of the range and keeps it; one whose history was recorded by code without the call gets 0.
+    ///
+    /// A run at a version outside of `range` is blocked, as under any other change of code that does not fit.
+    ///
+    /// ```
+    /// # use everstep::{Ctx, StepError, StepFailed};
+    /// # async fn example(ctx: Ctx) -> Result<u32, StepFailed> {
+    /// let total = ctx.step("total", || async { Ok::<_, StepError>(90) }).await?;
+    /// if ctx.version("fee", 0..=1) == 0 {
+    ///     return Ok(total);
+    /// }
+    /// ctx.step("fee", move || async move { Ok::<_, StepError>(total + 10) }).await
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// When the change's id breaks the naming rule, the range is empty, or the run has more than 1,000 changes.
+    #[track_caller]
+    pub fn version(&self, change_id: &str, range: RangeInclusive<u32>) -> u32 {
+        let source = Location::caller();
+        self.shared.check_polled(source);
+        let mut state = self.shared.lock();
+        let built = state.replay.len();
+        let version = state.versions.choose(change_id, &range, built);
+        drop(state);
+        version.unwrap_or_else(|refused| refused.stop(source))
     }
 
     /// The time of the last recorded event: the same under replay, and never ahead of the clock.
@@ -147,6 +188,10 @@ impl Ctx {
             let info = &self.shared.info;
             tracing::info!(run_id = %info.run_id, workflow = %info.workflow_type, "{message}");
         }
+    }
+
+    pub(crate) fn sleep_from(&self, duration: Duration, source: &'static Location<'static>) -> Sleep {
+        Sleep::build(Arc::clone(&self.shared), duration, source)
     }
 
     pub(crate) fn new(shared: Arc<Shared>) -> Self {

@@ -14,6 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::RunInfo;
+use super::doubt::Guard;
+use super::query::Queries;
+use super::version::{Known, Versions};
 
 pub(crate) use crate::machine::AttemptFn as Attempt;
 
@@ -39,7 +42,7 @@ impl fmt::Display for CtxMisuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "ctx was used at {} inside a step or another task: only the workflow's own code may use it",
+            "ctx was used at {} inside a step, a query's handler or another task: only the workflow's own code may use it",
             self.0
         )
     }
@@ -53,7 +56,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(info: RunInfo, seed: u64, at: Timestamp) -> Self {
+    pub(crate) fn new(info: RunInfo, seed: u64, at: Timestamp, known: Known) -> Self {
         Self {
             info,
             state: Mutex::new(State {
@@ -61,11 +64,14 @@ impl Shared {
                 ops: Vec::new(),
                 fresh: Vec::new(),
                 signals: BTreeMap::new(),
+                signal_waits: Vec::new(),
+                queries: Queries::default(),
                 cancel_requested: false,
                 replaying: true,
                 activation: 0,
                 at,
                 rng: ChaCha8Rng::seed_from_u64(seed),
+                versions: Versions::new(known),
             }),
         }
     }
@@ -77,7 +83,12 @@ impl Shared {
 
     /// What a step's closure or a spawned task builds would be numbered at random.
     pub(crate) fn check_polled(self: &Arc<Self>, source: &'static Location<'static>) {
-        if POLLED.get() != Arc::as_ptr(self) as usize {
+        Self::check_polled_at(Arc::as_ptr(self), source);
+    }
+
+    /// As [`check_polled`](Self::check_polled), for what does not keep the run's state alive.
+    pub(crate) fn check_polled_at(this: *const Self, source: &'static Location<'static>) {
+        if POLLED.get() != this as usize {
             std::panic::panic_any(CtxMisuse(source));
         }
     }
@@ -97,12 +108,17 @@ pub(crate) struct State {
     pub(crate) fresh: Vec<OpId>,
     /// Signals that the workflow has not taken, by name.
     pub(crate) signals: BTreeMap<String, VecDeque<(Seq, Payload)>>,
+    /// Signals that the code waits for, and where it does.
+    pub(crate) signal_waits: Vec<(String, &'static Location<'static>)>,
+    /// What others may ask.
+    pub(crate) queries: Queries,
     pub(crate) cancel_requested: bool,
     pub(crate) replaying: bool,
     /// Events applied so far: one event, one activation.
     pub(crate) activation: u64,
     pub(crate) at: Timestamp,
     rng: ChaCha8Rng,
+    pub(crate) versions: Versions,
 }
 
 /// An operation that the code has built.
@@ -128,6 +144,12 @@ pub(crate) struct StepOp {
     pub(crate) outcome: Option<Result<Payload, Failure>>,
     /// This worker runs an attempt, or waits for the record of its end.
     pub(crate) in_flight: bool,
+    /// Set for a guarded step: what its code does about a doubt.
+    pub(crate) guard: Option<Guard>,
+    /// A guarded attempt is recorded as begun, and its end is not.
+    pub(crate) begun: bool,
+    /// The attempt of which nobody knows whether it had its effect.
+    pub(crate) doubt: Option<u32>,
 }
 
 impl fmt::Debug for StepOp {

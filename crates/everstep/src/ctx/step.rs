@@ -11,7 +11,7 @@ use everstep_core::{Failure, OpId, RetryPolicy, RunId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{OpState, Shared, StepOp, step_kind};
+use super::{InDoubt, OpState, Shared, StepOp, step_kind};
 use crate::{StepError, StepFailed, payload};
 
 tokio::task_local! {
@@ -96,6 +96,9 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Step<T> {
                 retry_at: None,
                 outcome: None,
                 in_flight: false,
+                guard: None,
+                begun: false,
+                doubt: None,
             })));
             id
         };
@@ -115,6 +118,37 @@ impl<T> Step<T> {
     /// One attempt only.
     pub fn no_retry(self) -> Self {
         self.retry(RetryPolicy::none())
+    }
+
+    /// Guards the step: the start of each attempt is recorded before its effect begins, which costs a round trip.
+    /// When the worker is lost before the end is recorded, the attempt is *in doubt*: that shows in the history,
+    /// in `everstep run show` and in `everstep step list`, and this says what to do about it.
+    ///
+    /// An attempt that fails or takes too long is not in doubt: what follows is up to [`Step::retry`].
+    ///
+    /// ```
+    /// # use everstep::{Ctx, InDoubt, StepError, StepFailed};
+    /// # async fn charge(_: String) -> Result<u32, std::io::Error> { Ok(1) }
+    /// # async fn find_charge(_: String) -> Result<Option<u32>, std::io::Error> { Ok(None) }
+    /// # async fn example(ctx: Ctx) -> Result<u32, StepFailed> {
+    /// let key = ctx.idempotency_key();
+    /// let same = key.clone();
+    /// ctx.step("charge", move || {
+    ///     let key = key.clone();
+    ///     async move { Ok::<_, StepError>(charge(key).await?) }
+    /// })
+    /// .in_doubt(InDoubt::verify(move || {
+    ///     let key = same.clone();
+    ///     async move { Ok(find_charge(key).await?) }
+    /// }))
+    /// .await
+    /// # }
+    /// ```
+    pub fn in_doubt(self, policy: InDoubt<T>) -> Self {
+        if let Some(step) = self.shared.lock().step(self.id) {
+            step.guard = Some(policy.erased());
+        }
+        self
     }
 
     /// Ends an attempt that takes longer, as failed with kind `StepTimeout`.

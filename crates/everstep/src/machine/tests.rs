@@ -1,5 +1,9 @@
 //! Recorded histories in, work out; and what must not be waited for.
 
+mod combine;
+mod doubt;
+mod versions;
+
 use std::time::Duration;
 
 use everstep_core::{Actor, CommandId, RetryPolicy, RunId, SessionId, TimerKey, TraceContext, WorkerInfo};
@@ -47,9 +51,19 @@ impl Script {
         Fut: Future<Output = Result<O, WorkflowError>> + Send + 'static,
         O: serde::Serialize,
     {
+        Self::knowing(Known::default(), workflow)
+    }
+
+    /// A run whose history is known to say this.
+    fn knowing<F, Fut, O>(known: Known, workflow: F) -> Self
+    where
+        F: Fn(Ctx, ()) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, WorkflowError>> + Send + 'static,
+        O: serde::Serialize,
+    {
         let factory = workflow_factory(workflow);
         let started = start(Payload::json("null"));
-        let machine = Machine::new(run_id(), &started, Timestamp::from_micros(0), &factory);
+        let machine = Machine::new(run_id(), &started, Timestamp::from_micros(0), &factory, known);
         Self { machine, seq: 0, history: Vec::new() }
     }
 

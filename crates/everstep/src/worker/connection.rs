@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use tonic::Code;
 
 use super::Settings;
+use super::asks::{self, Asks, Question};
 use super::lease::Lease;
 use super::outbox::{Frames, Outbox};
 use super::run::{RunMessage, RunTask};
@@ -48,6 +49,7 @@ struct Session {
     runs: HashMap<RunId, Held>,
     /// Histories that come in several messages.
     partial: HashMap<RunId, Vec<everstep_proto::history::Event>>,
+    asks: Asks,
     heartbeats: HashMap<u64, Instant>,
     next_heartbeat: u64,
     ended: mpsc::UnboundedSender<(RunId, Epoch)>,
@@ -76,6 +78,7 @@ pub(super) async fn work(
         token: String::new(),
         runs: HashMap::new(),
         partial: HashMap::new(),
+        asks: Asks::default(),
         heartbeats: HashMap::new(),
         next_heartbeat: 0,
         ended,
@@ -136,6 +139,7 @@ impl Session {
     ) -> Ended {
         // What the lost stream left half sent comes again whole.
         self.partial.clear();
+        self.asks.clear();
         let (to_stream, messages) = mpsc::unbounded_channel();
         let _ = to_stream.send(worker_message::Message::Hello(self.hello()));
         let hello_sent = Instant::now();
@@ -214,6 +218,7 @@ impl Session {
                     seen_seq: held.seen.load(Ordering::Acquire),
                 })
                 .collect(),
+            capabilities: vec![asks::CAPABILITY.to_owned()],
         }
     }
 
@@ -306,6 +311,7 @@ impl Session {
                     self.tell(&run, epoch, RunMessage::Rejected { number: rejected.number });
                 }
             }
+            Message::Ask(ask) => self.ask(ask),
             Message::Evict(evict) => self.evict(&evict.run_id, evict.epoch),
             Message::Drain(_) => return Err(Ended::Lost("the node is going away".to_owned())),
             Message::SessionClosed(closed) => {
@@ -351,6 +357,17 @@ impl Session {
             let _ = ended.send((run, epoch));
         });
         self.runs.insert(run, Held { epoch, to_run, seen, task });
+    }
+
+    fn ask(&mut self, ask: api::Ask) {
+        match self.asks.gather(ask, &self.outbox) {
+            // A run that is not held any more says so when the question is dropped.
+            Some(Question::Owned(run, epoch, asked)) => self.tell(&run, epoch, RunMessage::Ask(asked)),
+            Some(Question::Foreign(run, history, asked)) => {
+                tokio::spawn(asked.replayed(Arc::clone(&self.settings), run, history));
+            }
+            None => {}
+        }
     }
 
     fn tell(&mut self, run: &str, epoch: Epoch, message: RunMessage) {

@@ -1,5 +1,6 @@
 //! Hosting workflows: one stream to the server, one task per run.
 
+mod asks;
 mod build_id;
 mod connection;
 mod lease;
@@ -15,6 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+
+pub(crate) use run::guarded;
 
 use crate::client::{default_identity, dial};
 use crate::machine::{WorkflowFactory, WorkflowFuture};
@@ -36,6 +39,7 @@ pub(crate) struct Settings {
     pub(crate) park_after: Duration,
     pub(crate) grace: Duration,
     pub(crate) workflows: BTreeMap<String, WorkflowFactory>,
+    pub(crate) places: asks::Places,
 }
 
 impl std::fmt::Debug for Settings {
@@ -174,6 +178,7 @@ impl WorkerBuilder {
             park_after: self.park_after,
             grace: self.grace,
             workflows: self.workflows,
+            places: asks::Places::default(),
         };
         Ok(Worker { settings: Arc::new(settings) })
     }

@@ -1,6 +1,8 @@
 //! One run: its machine, its running attempts, its unanswered commits.
 
 mod ahead;
+mod asks;
+mod doubt;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,14 +18,17 @@ use everstep_proto::{history, wire};
 use opentelemetry::Context;
 use opentelemetry::trace::FutureExt;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant as TokioInstant;
 
 use self::ahead::Ahead;
+use self::asks::{Answering, handled};
+use self::doubt::{Found, Probing, given_up};
 use super::Settings;
+use super::asks::Asked;
 use super::lease::Lease;
 use super::outbox::Outbox;
-use crate::ctx::{self, CtxMisuse, STEP_INFO};
+use crate::ctx::{self, CtxMisuse, Known, STEP_INFO};
 use crate::machine::{Machine, Obstacle, Work};
 use crate::{StepInfo, WorkflowError, trace};
 
@@ -35,6 +40,7 @@ const SHOW_STARTED: Duration = Duration::from_millis(20);
 pub(super) enum RunMessage {
     Events(api::RunEvents),
     Rejected { number: u32 },
+    Ask(Asked),
     Resend,
     Drain,
 }
@@ -57,10 +63,15 @@ pub(super) struct RunTask {
     attempts: JoinSet<AttemptEnd>,
     running: BTreeMap<OpId, Running>,
     policies: HashMap<OpId, RetryPolicy>,
+    /// Guarded attempts that begin when their start is recorded.
+    starting: BTreeMap<OpId, Work>,
     /// Attempts that wait for their instant or for the lease.
     waiting: BTreeMap<OpId, Waiting>,
     /// The end of a step that the workflow knows before it is recorded.
     ahead: Option<Ahead>,
+    /// Questions that wait for an answer.
+    asks: VecDeque<Asked>,
+    answering: Option<Answering>,
     /// Others have told the run something since it came here, or before.
     called: bool,
     idle_since: Option<TokioInstant>,
@@ -92,6 +103,10 @@ struct Waiting {
     at: TokioInstant,
     /// It is not due. A parked run is woken for it; one whose lease is just being renewed would not be.
     has_timer: bool,
+    /// A guarded attempt whose start is recorded: left undone, it would be in doubt.
+    started: bool,
+    /// Looks that found nothing out, of a probe.
+    looks: u32,
     work: Work,
 }
 
@@ -99,6 +114,8 @@ struct Running {
     name: String,
     attempt: u32,
     show_at: Option<TokioInstant>,
+    /// Of a probe.
+    probe: Option<Probing>,
 }
 
 struct AttemptEnd {
@@ -106,7 +123,7 @@ struct AttemptEnd {
     name: String,
     attempt: u32,
     elapsed: Duration,
-    result: Result<Payload, Failure>,
+    result: Found,
 }
 
 impl RunTask {
@@ -134,8 +151,11 @@ impl RunTask {
             attempts: JoinSet::new(),
             running: BTreeMap::new(),
             policies: HashMap::new(),
+            starting: BTreeMap::new(),
             waiting: BTreeMap::new(),
             ahead: None,
+            asks: VecDeque::new(),
+            answering: None,
             called: false,
             idle_since: None,
             leaving: false,
@@ -167,7 +187,8 @@ impl RunTask {
                     tracing::warn!(run_id = %self.run, "the lease ended: run given up");
                     return;
                 }
-                message = messages.recv() => match message {
+                outcome = handled(&mut self.answering), if self.answering.is_some() => self.answered(outcome),
+                message = messages.recv(), if self.answering.is_none() => match message {
                     Some(message) => {
                         if everstep_fault::ENABLED
                             && self.acknowledges(&message)
@@ -181,19 +202,22 @@ impl RunTask {
                     }
                     None => return,
                 },
-                Some(end) = self.attempts.join_next(), if !self.attempts.is_empty() => match end {
+                Some(end) = self.attempts.join_next(), if !self.attempts.is_empty() && self.answering.is_none() => match end {
                     Ok(end) => self.attempt_ended(end),
                     Err(error) => tracing::debug!(%error, "attempt ended without a result"),
                 },
                 () = sleep_until(next), if next.is_some() => self.instant_came(),
             }
             // Whatever came with it is one activation each, and one look at what to do.
-            while let Ok(message) = messages.try_recv() {
+            while self.answering.is_none()
+                && let Ok(message) = messages.try_recv()
+            {
                 if !self.hear(message) {
                     return;
                 }
             }
             self.go_on();
+            self.answer_next();
         }
     }
 
@@ -229,7 +253,7 @@ impl RunTask {
         };
         self.workflow.clone_from(&start.workflow_type);
         self.parent = trace::run_context(self.run, start);
-        self.machine = Some(Machine::new(self.run, start, first.at, workflow));
+        self.machine = Some(Machine::new(self.run, start, first.at, workflow, Known::of(&events)));
         // What came in while nobody held the run is new to the code, and so is all of a run nobody held yet.
         let let_go =
             |e: &Event| matches!(e.body, EventBody::WorkerDetached { .. } | EventBody::RunBlocked(_));
@@ -251,6 +275,7 @@ impl RunTask {
         if let Some(machine) = &mut self.machine {
             machine.end_replay();
         }
+        self.check_begun();
         true
     }
 
@@ -260,8 +285,10 @@ impl RunTask {
         let applied = machine.apply(event);
         self.seen.store(event.seq, Ordering::Release);
         self.clock = Some((event.at.as_micros(), Instant::now()));
-        self.called |=
-            matches!(event.body, EventBody::SignalReceived { .. } | EventBody::CancelRequested { .. });
+        self.called |= matches!(
+            event.body,
+            EventBody::SignalReceived { .. } | EventBody::CancelRequested { .. } | EventBody::StepResolved(_)
+        );
         match applied {
             Ok(()) => true,
             Err(obstacle) => {
@@ -301,6 +328,7 @@ impl RunTask {
                     self.send(commit);
                 }
             }
+            RunMessage::Ask(asked) => self.asks.push_back(asked),
             RunMessage::Drain => self.draining = true,
         }
         true
@@ -370,6 +398,7 @@ impl RunTask {
             if !self.apply(&decoded.event) {
                 return true;
             }
+            self.note_guarded(&decoded.event);
         }
         self.check_ahead(news.committed);
         true
@@ -398,6 +427,9 @@ impl RunTask {
                 Work::StartTimer { id, delay } => {
                     commands.push(CommitCommand::StartTimer { timer: id, delay: delay.into() });
                 }
+                Work::MarkVersion { change_id, version } => {
+                    commands.push(CommitCommand::MarkVersion { change_id, version });
+                }
                 Work::CancelTimer { id } => commands.push(CommitCommand::CancelTimer { timer: id }),
                 Work::Finish { outcome, unconsumed } => {
                     self.leaving = true;
@@ -407,24 +439,75 @@ impl RunTask {
                         Err(WorkflowError::Canceled(details)) => CommitCommand::CancelRun { details },
                     });
                 }
-                attempt @ Work::Attempt { .. } => attempts.push(attempt),
+                Work::GiveUp { id, name, attempt, failure } => {
+                    commands.push(given_up(id, name, attempt, failure))
+                }
+                attempt => match self.start_of(attempt) {
+                    Ok(start) => commands.push(start),
+                    Err(attempt) => attempts.push(*attempt),
+                },
             }
         }
         (commands, attempts)
     }
 
     fn begin(&mut self, work: Work) {
-        let Work::Attempt { id, ref name, attempt, ref policy, timeout, not_before, ref run } = work else {
-            return;
-        };
-        let due = not_before.map_or(Duration::ZERO, |at| self.until(at.as_micros()));
+        let due = self.due_in(&work);
         if !due.is_zero() || !self.lease.may_start() || self.draining {
-            // The lease is renewed any moment, or the run is lost; a drain starts nothing new.
-            let wait = due.max(if due.is_zero() { self.lease.length() / 10 } else { Duration::ZERO });
-            self.waiting
-                .insert(id, Waiting { at: TokioInstant::now() + wait, has_timer: !due.is_zero(), work });
-            return;
+            return self.hold_back(work, due, false);
         }
+        match self.start_of(work) {
+            Ok(start) => self.commit(vec![start]),
+            Err(work) => match *work {
+                Work::Probe { id, name, attempt, timeout, run } => {
+                    self.probe((id, name, attempt), timeout, run, 0);
+                }
+                work => self.run_attempt(work),
+            },
+        }
+    }
+
+    /// How long until an attempt is due.
+    fn due_in(&self, work: &Work) -> Duration {
+        match work {
+            Work::Attempt { not_before: Some(at), .. } => self.until(at.as_micros()),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The lease is renewed any moment, or the run is lost; a drain starts nothing new.
+    fn hold_back(&mut self, work: Work, due: Duration, started: bool) {
+        let (Work::Attempt { id, .. } | Work::Probe { id, .. }) = work else { return };
+        let wait = due.max(if due.is_zero() { self.lease.length() / 10 } else { Duration::ZERO });
+        let at = TokioInstant::now() + wait;
+        self.waiting.insert(id, Waiting { at, has_timer: !due.is_zero(), started, looks: 0, work });
+    }
+
+    fn run_attempt(&mut self, work: Work) {
+        let Work::Attempt { id, name, attempt, policy, timeout, guard, run, .. } = work else { return };
+        self.policies.insert(id, policy);
+        let show_at = guard.is_none().then(|| TokioInstant::now() + SHOW_STARTED);
+        self.running.insert(id, Running { name: name.clone(), attempt, show_at, probe: None });
+        let effect = async move {
+            if guard.is_some() {
+                injected("worker.step_started").await?;
+            }
+            injected("worker.before_effect").await?;
+            let result = run().await;
+            injected("worker.after_effect").await?;
+            result
+        };
+        self.spawn((id, name, attempt), timeout, effect, Found::Ended);
+    }
+
+    /// Runs an attempt, or a look at one.
+    fn spawn<T: Send + 'static>(
+        &mut self,
+        (id, name, attempt): (OpId, String, u32),
+        timeout: Option<Duration>,
+        effect: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        found: fn(Result<T, Failure>) -> Found,
+    ) -> AbortHandle {
         let info = StepInfo {
             epoch: self.epoch,
             run_id: self.run,
@@ -433,34 +516,34 @@ impl RunTask {
             attempt,
             idempotency_key: ctx::key(self.run, id),
         };
-        let name = name.clone();
-        let closure = Arc::clone(run);
-        self.policies.insert(id, policy.clone());
-        let show_at = Some(TokioInstant::now() + SHOW_STARTED);
-        self.running.insert(id, Running { name: name.clone(), attempt, show_at });
         let context = trace::begin_attempt(&self.parent, self.run, &self.workflow, (id, &name, attempt));
         self.attempts.spawn(async move {
             let began = Instant::now();
-            let attempt_of = async move {
-                injected("worker.before_effect").await?;
-                let result = closure().await;
-                injected("worker.after_effect").await?;
-                result
-            };
-            let running = STEP_INFO.scope(info, attempt_of).with_context(context.clone());
+            let running = STEP_INFO.scope(info, effect).with_context(context.clone());
             let result = guarded(running, timeout).await;
             let elapsed = began.elapsed();
             trace::end_attempt(&context, elapsed, result.as_ref().err().map(|f| f.kind.as_str()));
-            AttemptEnd { id, name, attempt, elapsed, result }
-        });
+            AttemptEnd { id, name, attempt, elapsed, result: found(result) }
+        })
     }
 
     fn attempt_ended(&mut self, end: AttemptEnd) {
         let AttemptEnd { id: step, name, attempt, elapsed, result } = end;
-        self.running.remove(&step);
+        // A look that a person has made needless may end when the next attempt runs already.
+        let looks = matches!(result, Found::Looked(_));
+        let running =
+            self.running.get(&step).is_some_and(|r| r.attempt == attempt && r.probe.is_some() == looks);
+        let running = if running { self.running.remove(&step) } else { None };
         if self.leaving {
             return;
         }
+        let result = match result {
+            Found::Ended(result) => result,
+            Found::Looked(look) => match self.looked(running, (step, &name, attempt), look) {
+                Some(value) => Ok(value),
+                None => return,
+            },
+        };
         let elapsed = elapsed.into();
         let command = match result {
             Ok(result) => {
@@ -497,7 +580,7 @@ impl RunTask {
             if running.show_at.is_some_and(|at| at <= now) {
                 running.show_at = None;
                 let (name, attempt) = (running.name.clone(), running.attempt);
-                commands.push(CommitCommand::StartStep { step, name, attempt });
+                commands.push(CommitCommand::StartStep { step, name, attempt, in_doubt: None });
             }
         }
         if !commands.is_empty() {
@@ -506,7 +589,7 @@ impl RunTask {
         let due: Vec<OpId> = self.waiting.iter().filter(|(_, w)| w.at <= now).map(|(&id, _)| id).collect();
         for id in due {
             if let Some(waiting) = self.waiting.remove(&id) {
-                self.begin(waiting.work);
+                self.begin_again(waiting);
             }
         }
     }
@@ -516,7 +599,8 @@ impl RunTask {
         let waits = self.machine.as_ref().is_some_and(Machine::is_waiting);
         let soon = TokioInstant::now() + self.settings.park_after;
         let attempt_soon = self.waiting.values().any(|w| w.at <= soon || !w.has_timer);
-        let busy = !self.running.is_empty() || !self.unacked.is_empty();
+        let under_way = !self.starting.is_empty() || self.waiting.values().any(|w| w.started);
+        let busy = !self.running.is_empty() || !self.unacked.is_empty() || under_way;
         if self.leaving || !waits || busy || (attempt_soon && !self.draining) {
             self.idle_since = None;
             return;
@@ -595,10 +679,10 @@ async fn injected(point: &'static str) -> Result<(), Failure> {
 }
 
 /// Runs an attempt: a panic and a timeout become failures like any other.
-async fn guarded(
-    running: impl Future<Output = Result<Payload, Failure>> + Send,
+pub(crate) async fn guarded<T>(
+    running: impl Future<Output = Result<T, Failure>> + Send,
     timeout: Option<Duration>,
-) -> Result<Payload, Failure> {
+) -> Result<T, Failure> {
     let caught = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(running));
     let caught = match timeout {
         Some(limit) => match tokio::time::timeout(limit, caught).await {

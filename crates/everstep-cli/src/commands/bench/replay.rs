@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use everstep::worker::workflow_factory;
-use everstep::{Client, Machine};
+use everstep::{Client, Known, Machine};
 use everstep_core::{Event, EventBody, RunId};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -64,7 +64,7 @@ fn hold_against(history: &[Event]) -> Result<(), Fail> {
         return Err(Fail::refused("the history does not begin with RunStarted".to_owned()));
     };
     let factory = workflow_factory(replays);
-    let mut machine = Machine::new(RunId::from_uuid(Uuid::nil()), started, *at, &factory);
+    let mut machine = Machine::new(RunId::from_uuid(Uuid::nil()), started, *at, &factory, Known::of(history));
     for event in history {
         machine.apply(event).map_err(|e| Fail::refused(format!("event {}: {e:?}", event.seq)))?;
     }

@@ -28,8 +28,8 @@ fn request() -> StartRun {
 /// What a caller is answered whose append comes to these errors, and whether its run is looked for.
 fn started(errors: Vec<StoreError>) -> (Option<Result<Started, Error>>, bool) {
     let node_id = NodeId::from_uuid(Uuid::from_u128(1));
-    let (lease, shared, hints_shared, seed) = (Duration::from_secs(10), false, false, 1);
-    let mut node = Node::new(NodeConfig { node_id, lease, shared, hints_shared, seed });
+    let (lease, shared, hints_shared, relays, seed) = (Duration::from_secs(10), false, false, false, 1);
+    let mut node = Node::new(NodeConfig { node_id, lease, shared, hints_shared, relays, seed });
     let now = Timestamp::from_micros(1_700_000_000_000_000);
     let mut outputs = Vec::new();
     node.step(Input::Start { request: 1, start: Box::new(request()) }, now, &mut outputs);

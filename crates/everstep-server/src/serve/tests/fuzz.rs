@@ -106,7 +106,7 @@ impl Fixture {
     }
 
     fn panics(&self) -> String {
-        let text = self.metrics.render(&Default::default(), &Default::default()).unwrap();
+        let text = self.metrics.render(&Default::default(), &Default::default(), Some(0)).unwrap();
         text.lines().find(|l| l.starts_with("everstep_rpc_panics_total")).unwrap().to_owned()
     }
 }
@@ -139,6 +139,13 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     let cancel = api::CancelRunRequest { run: run(), ..api::CancelRunRequest::default() };
     let terminate = api::TerminateRunRequest { run: run(), ..api::TerminateRunRequest::default() };
     let create = api::CreateNamespaceRequest { name: "team-a".to_owned(), description: "d".to_owned() };
+    let steps = api::ListStepsRequest { page_size: 2, state: 3, ..api::ListStepsRequest::default() };
+    let resolve = api::ResolveStepRequest {
+        run: run(),
+        step_id: 1,
+        resolution: Some(api::resolve_step_request::Resolution::Completed(json("2"))),
+        ..api::ResolveStepRequest::default()
+    };
     let namespaces = api::ListNamespacesRequest { page_size: 1, page_token: "01".to_owned() };
     vec![
         ("/everstep.api.v1.RunService/StartRun", message(&start)),
@@ -160,6 +167,8 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
             message(&api::GetNamespaceRequest { name: "default".to_owned() }),
         ),
         ("/everstep.api.v1.NamespaceService/ListNamespaces", message(&namespaces)),
+        ("/everstep.api.v1.StepService/ListSteps", message(&steps)),
+        ("/everstep.api.v1.StepService/ResolveStep", message(&resolve)),
     ]
 }
 

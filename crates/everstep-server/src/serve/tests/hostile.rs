@@ -128,7 +128,7 @@ async fn messages_have_a_limit() {
 #[tokio::test]
 async fn an_empty_request_to_any_method_names_what_is_missing() {
     let server = start().await;
-    let cases: [(&'static str, &[&str]); 9] = [
+    let cases: [(&'static str, &[&str]); 10] = [
         (START, &["workflow_type"]),
         ("/everstep.api.v1.RunService/GetRun", &["run"]),
         ("/everstep.api.v1.RunService/GetHistory", &["run"]),
@@ -138,6 +138,7 @@ async fn an_empty_request_to_any_method_names_what_is_missing() {
         ("/everstep.api.v1.RunService/GetResult", &["run"]),
         ("/everstep.api.v1.NamespaceService/CreateNamespace", &["name"]),
         ("/everstep.api.v1.NamespaceService/GetNamespace", &["name"]),
+        ("/everstep.api.v1.StepService/ResolveStep", &["run", "step_id", "resolution"]),
     ];
     for (path, missing) in cases {
         let refused = send(&server, path, Bytes::new(), false).await;

@@ -32,6 +32,16 @@ fn a_good_hello_is_taken() {
 }
 
 #[test]
+fn what_a_worker_can_do_is_kept_and_unknown_words_do_not_matter() {
+    assert!(!check(good()).unwrap().asks, "a worker of before is not asked");
+    let words = |n| (0..n).map(|i| format!("word {i}")).chain(["asks".to_owned()]).collect();
+    let hello = check(api::Hello { capabilities: words(99), ..good() }).unwrap();
+    assert_eq!((hello.asks, hello.workflow_types), (true, vec!["summarize".to_owned()]));
+    let (_, reason, fields) = refused(api::Hello { capabilities: words(100), ..good() });
+    assert_eq!((reason.as_str(), fields), ("LIMIT_EXCEEDED", vec!["hello.capabilities".to_owned()]));
+}
+
+#[test]
 fn an_empty_hello_names_every_missing_field() {
     let (code, _, fields) = refused(api::Hello::default());
     assert_eq!(code, Code::InvalidArgument);

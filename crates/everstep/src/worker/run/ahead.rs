@@ -7,7 +7,7 @@
 //! that could be seen outside begins before the record: the next steps wait for it.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -53,7 +53,10 @@ impl RunTask {
     /// The instant under which the end of a step can be told now; `None` when it has to be recorded first.
     pub(super) fn may_go_ahead(&self) -> Option<Timestamp> {
         let (last, heard) = self.clock?;
-        let quiet = self.running.is_empty() && self.waiting.is_empty() && self.unacked.is_empty();
+        let quiet = self.running.is_empty()
+            && self.waiting.is_empty()
+            && self.starting.is_empty()
+            && self.unacked.is_empty();
         let connected = self.generation == self.outbox.generation();
         let since = heard.elapsed();
         // A run that is sent signals would meet one under way again and again.

@@ -2,8 +2,8 @@
 //! when the record is another.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use everstep_core::{
@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 use uuid::Uuid;
 
+use crate::worker::asks::{Asks, Question};
 use crate::worker::lease::Lease;
 use crate::worker::outbox::Outbox;
 use crate::worker::run::{RunMessage, RunTask};
@@ -24,17 +25,19 @@ use crate::worker::{Settings, workflow_factory};
 use crate::{Ctx, StepError, WorkflowError};
 
 const SECOND: i64 = 1_000_000;
-const START: i64 = 1_700_000_000 * SECOND;
+pub(in crate::worker::run) const START: i64 = 1_700_000_000 * SECOND;
 
 /// A task that holds a run, and the server's end of it.
-struct Held {
-    run: RunId,
-    task: JoinHandle<()>,
-    to_task: mpsc::UnboundedSender<RunMessage>,
+pub(in crate::worker::run) struct Held {
+    pub(in crate::worker::run) run: RunId,
+    pub(in crate::worker::run) task: JoinHandle<()>,
+    pub(in crate::worker::run) to_task: mpsc::UnboundedSender<RunMessage>,
     said: mpsc::UnboundedReceiver<worker_message::Message>,
+    /// Weak: what is said ends with the task.
+    outbox: Weak<Outbox>,
 }
 
-fn event(seq: Seq, at: i64, body: EventBody) -> Event {
+pub(in crate::worker::run) fn event(seq: Seq, at: i64, body: EventBody) -> Event {
     let command_id = CommandId::from_uuid(Uuid::nil());
     Event { seq, at: Timestamp::from_micros(at), epoch: 1, command_id, actor: Actor::System, body }
 }
@@ -67,7 +70,7 @@ fn history(before: Vec<Event>) -> Vec<Event> {
     events
 }
 
-fn hold<F, Fut>(before: Vec<Event>, workflow: F) -> Held
+pub(in crate::worker::run) fn hold<F, Fut>(before: Vec<Event>, workflow: F) -> Held
 where
     F: Fn(Ctx, ()) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<u32, WorkflowError>> + Send + 'static,
@@ -83,20 +86,53 @@ where
         park_after: Duration::from_secs(3_600),
         grace: Duration::ZERO,
         workflows: BTreeMap::from([("t".to_owned(), workflow_factory(workflow))]),
+        places: Default::default(),
     };
     let outbox = Arc::new(Outbox::default());
     let (to_stream, said) = mpsc::unbounded_channel();
     outbox.open(to_stream);
     let lease = Arc::new(Lease::new());
     lease.begin(Instant::now(), Duration::from_secs(3_600));
-    let task = RunTask::new((run, 1), Arc::new(settings), outbox, lease, Arc::new(AtomicU64::new(0)));
+    let (seen, weak) = (Arc::new(AtomicU64::new(0)), Arc::downgrade(&outbox));
+    let task = RunTask::new((run, 1), Arc::new(settings), outbox, lease, seen);
     let (to_task, messages) = mpsc::unbounded_channel();
     let events = history(before).iter().map(|e| wire::encode_event(e, false)).collect();
-    Held { run, task: tokio::spawn(task.run(events, messages)), to_task, said }
+    Held { run, task: tokio::spawn(task.run(events, messages)), to_task, said, outbox: weak }
 }
 
 impl Held {
-    async fn commit(&mut self) -> WorkerCommit {
+    fn ask(&self, at_least_seq: Seq) {
+        let query = api::Query { name: "seen".into(), input: None };
+        let ask = api::Ask {
+            ask_id: at_least_seq.to_string(),
+            run_id: self.run.to_string(),
+            epoch: 1,
+            at_least_seq,
+            what: Some(api::ask::What::Query(query)),
+            wait: Some(wire::encode_duration(everstep_core::Duration::from_secs(3_600))),
+            ..api::Ask::default()
+        };
+        let asked = match Asks::default().gather(ask, &self.outbox.upgrade().unwrap()) {
+            Some(Question::Owned(_, 1, asked)) => asked,
+            _ => panic!("it is asked as the owner"),
+        };
+        self.to_task.send(RunMessage::Ask(asked)).unwrap();
+    }
+
+    /// The answer to the question, and after which event it holds.
+    async fn answer(&mut self, at_least: Seq) -> (Seq, String) {
+        let said = tokio::time::timeout(Duration::from_secs(60), self.said.recv()).await;
+        let Ok(Some(worker_message::Message::Answer(answer))) = said else { panic!("{said:?}") };
+        assert_eq!(answer.ask_id, at_least.to_string());
+        let text = match answer.outcome.unwrap() {
+            api::answer::Outcome::Value(value) => String::from_utf8(value.data.to_vec()).unwrap(),
+            api::answer::Outcome::Gone(_) => "gone".to_owned(),
+            other => panic!("{other:?}"),
+        };
+        (answer.seq, text)
+    }
+
+    pub(in crate::worker::run) async fn commit(&mut self) -> WorkerCommit {
         // The clock runs only when nothing else does: a task that says nothing is seen at once.
         match tokio::time::timeout(Duration::from_secs(60), self.said.recv()).await {
             Ok(Some(worker_message::Message::Commit(commit))) => wire::decode_commit(commit).unwrap().1,
@@ -104,7 +140,7 @@ impl Held {
         }
     }
 
-    fn tell(&self, committed: u32, events: &[Event]) {
+    pub(in crate::worker::run) fn tell(&self, committed: u32, events: &[Event]) {
         let events = events.iter().map(|e| wire::encode_event(e, false)).collect();
         let run_id = self.run.to_string();
         let news = api::RunEvents { run_id, epoch: 1, events, committed };
@@ -240,4 +276,53 @@ async fn a_step_beside_others_does_not_go_ahead() {
     let commit = held.commit().await;
     assert_eq!((kinds(&commit), commit.ahead), (vec!["step"], None));
     assert!(matches!(commit.commands[0], CommitCommand::CompleteStep { step: OpId(2), .. }));
+}
+
+/// Shows how many steps it knows the end of, and takes two.
+async fn counts(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
+    let seen = ctx.state(0);
+    ctx.on_query("seen", {
+        let seen = seen.clone();
+        move |(): ()| Ok(seen.get())
+    });
+    for _ in 0..2 {
+        ctx.step("one", || async { Ok::<_, StepError>(1) }).await?;
+        seen.update(|n| *n += 1);
+    }
+    Ok(seen.get())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_recorded_is_not_shown() {
+    let mut held = hold(Vec::new(), counts);
+    let commit = held.commit().await;
+    assert!(commit.ahead.is_some(), "the code knows of the step already");
+    held.ask(2);
+    let silent = tokio::time::timeout(Duration::from_secs(3), held.said.recv()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    let mut first = event(3, commit.ahead.unwrap().as_micros(), ended(&commit.commands[0]));
+    first.command_id = CommandId::of_worker(held.run, 1, 1);
+    held.tell(1, &[first]);
+    assert_eq!(held.answer(2).await, (3, "1".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_about_later_events_waits_for_them_and_is_given_up_with_the_run() {
+    let mut held = hold(vec![signal(2)], counts);
+    let commit = held.commit().await;
+    assert_eq!((commit.ahead, commit.seen), (None, 3), "a run that is sent signals does not go ahead");
+    held.ask(4);
+    held.ask(3);
+    assert_eq!(held.answer(3).await, (3, "0".to_owned()), "the other one waits");
+    held.tell(1, &[event(4, START, ended(&commit.commands[0]))]);
+    assert_eq!(held.answer(4).await, (4, "1".to_owned()));
+    held.ask(9);
+    tokio::task::yield_now().await;
+    held.task.abort();
+    loop {
+        let said = held.said.recv().await.unwrap();
+        let worker_message::Message::Answer(answer) = said else { continue };
+        assert!(matches!(answer.outcome, Some(api::answer::Outcome::Gone(_))), "{answer:?}");
+        break;
+    }
 }

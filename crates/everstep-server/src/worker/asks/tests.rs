@@ -1,0 +1,98 @@
+//! Questions in pieces, and answers that may not be what they should.
+
+use std::sync::Arc;
+
+use everstep_core::{
+    Actor, AskId, CommandId, Duration, Event, EventBody, Payload, RunId, TimerKey, TimerKind, Timestamp,
+};
+use everstep_proto::wire::{encode_failure, encode_payload};
+use uuid::Uuid;
+
+use super::*;
+use crate::worker::frame::FRAME_BYTES;
+
+fn id() -> AskId {
+    AskId::from_uuid(Uuid::from_u128(7))
+}
+
+fn answer(outcome: answer::Outcome) -> api::Answer {
+    api::Answer { ask_id: id().to_string(), seq: 3, outcome: Some(outcome) }
+}
+
+fn said(outcome: answer::Outcome) -> Said {
+    match decode(answer(outcome)).unwrap() {
+        WorkerIn::Answer { ask, seq: 3, said } if ask == id() => said,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_large_history_goes_in_pieces_and_the_last_one_asks() {
+    let event = |seq| Event {
+        seq,
+        at: Timestamp::from_micros(0),
+        epoch: 1,
+        command_id: CommandId::from_uuid(Uuid::from_u128(1)),
+        actor: Actor::System,
+        body: EventBody::SignalReceived {
+            name: "s".to_owned(),
+            signal_id: format!("{seq}"),
+            input: Payload { encoding: "bytes".to_owned(), data: vec![0; FRAME_BYTES * 2 / 3].into() },
+        },
+    };
+    let fired = Event {
+        body: EventBody::TimerFired { timer: TimerKey { kind: TimerKind::Timer, id: 1 } },
+        ..event(4)
+    };
+    let events: Vec<Event> = (1..=3).map(event).chain([fired]).collect();
+    let out = |events| WorkerOut::Ask {
+        ask: id(),
+        run_id: RunId::from_uuid(Uuid::from_u128(8)),
+        epoch: 0,
+        at_least: 4,
+        events: Arc::new(events),
+        query: Arc::new(Query { name: "q".to_owned(), input: Payload::json("1") }),
+        wait: Duration::from_secs(1),
+    };
+    let pieces = encode(out(events));
+    assert_eq!(pieces.len(), 3);
+    let mut seqs = Vec::new();
+    for (i, piece) in pieces.into_iter().enumerate() {
+        let Message::Ask(ask) = piece else { panic!("{piece:?}") };
+        assert_eq!((ask.more, ask.what.is_some()), (i < 2, i == 2));
+        seqs.extend(ask.events.into_iter().map(|e| e.seq));
+    }
+    assert_eq!(seqs, [1, 2, 3, 4]);
+    assert_eq!(encode(out(Vec::new())).len(), 1, "the owner needs no history");
+}
+
+#[test]
+fn answers_are_read_and_what_is_said_in_them_is_cut() {
+    let value = Payload::json("[1]");
+    assert_eq!(said(answer::Outcome::Value(encode_payload(&value))), Said::Value(value));
+    let failure = everstep_core::Failure::new("K".repeat(300), format!("a\0b{}", "ä".repeat(2_000)));
+    let Said::Refused { kind, message } = said(answer::Outcome::Refused(encode_failure(&failure))) else {
+        panic!("not refused")
+    };
+    assert!(kind.len() <= 255 && message.len() <= MESSAGE_BYTES_MAX, "{} {}", kind.len(), message.len());
+    assert!(message.starts_with("a\u{fffd}bä") && message.ends_with('…'), "{message}");
+    let gone = said(answer::Outcome::Gone("it left".to_owned()));
+    assert_eq!(gone, Said::Gone("it left".to_owned()));
+}
+
+#[test]
+fn what_no_worker_may_say_is_refused_by_field() {
+    let field = |wire: api::Answer| decode(wire).unwrap_err().field;
+    assert_eq!(field(api::Answer::default()), "ask_id");
+    assert_eq!(field(api::Answer { ask_id: "x".to_owned(), ..api::Answer::default() }), "ask_id");
+    assert_eq!(
+        field(api::Answer { outcome: None, ..answer(answer::Outcome::Gone(String::new())) }),
+        "outcome"
+    );
+    let value =
+        |encoding: &str, size| history::Payload { encoding: encoding.to_owned(), data: vec![0; size].into() };
+    let large = value("bytes", limits::PAYLOAD_BYTES_MAX + 1);
+    assert_eq!(field(answer(answer::Outcome::Value(large))), "value.data");
+    assert_eq!(field(answer(answer::Outcome::Value(value("a\0", 1)))), "value.encoding");
+    assert_eq!(field(answer(answer::Outcome::Value(value(&"e".repeat(256), 1)))), "value.encoding");
+}

@@ -1,0 +1,6 @@
+//! The test kit for users, tested as users use it.
+
+mod env;
+mod guide;
+mod replay;
+mod simulate;

@@ -1,0 +1,1 @@
+-- Questions that one node leaves for another are for databases that several nodes share. This one has one node.
