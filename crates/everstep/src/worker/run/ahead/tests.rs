@@ -133,11 +133,21 @@ impl Held {
     }
 
     pub(in crate::worker::run) async fn commit(&mut self) -> WorkerCommit {
-        // The clock runs only when nothing else does: a task that says nothing is seen at once.
-        match tokio::time::timeout(Duration::from_secs(60), self.said.recv()).await {
+        self.commit_within(Duration::from_secs(60)).await
+    }
+
+    /// The clock runs only when nothing else does: a task that says nothing is seen at once.
+    pub(in crate::worker::run) async fn commit_within(&mut self, limit: Duration) -> WorkerCommit {
+        match tokio::time::timeout(limit, self.said.recv()).await {
             Ok(Some(worker_message::Message::Commit(commit))) => wire::decode_commit(commit).unwrap().1,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Nothing is said for so long.
+    pub(in crate::worker::run) async fn quiet(&mut self, time: Duration) {
+        let said = tokio::time::timeout(time, self.said.recv()).await;
+        assert!(said.is_err(), "{said:?}");
     }
 
     pub(in crate::worker::run) fn tell(&self, committed: u32, events: &[Event]) {

@@ -92,7 +92,7 @@ async fn the_effect_waits_for_the_record_of_its_start() {
     assert_eq!((begins(&commit), commit.commands.len()), (Some((1, 1)), 1));
     // An acknowledgement without the event, or the event of another attempt, is not the record.
     held.tell(0, &[event(3, START, EventBody::CancelRequested { reason: String::new() })]);
-    tokio::time::sleep(Duration::from_secs(50)).await;
+    held.quiet(Duration::from_secs(50)).await;
     assert_eq!(count.effects(), 0);
     held.tell(1, &[started(4, 1, 1)]);
     let end = held.commit().await;
@@ -190,15 +190,14 @@ async fn a_persons_word_ends_the_probe() {
             charged
         }
     });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    held.quiet(Duration::from_secs(1)).await;
     assert_eq!(count.probes(), 1);
     held.tell(0, &[resolved(5, Resolution::Retry)]);
     let commit = held.commit().await;
     assert_eq!(begins(&commit), Some((1, 2)));
     // The start of the next attempt is on its way: another word makes that one needless as well.
     held.tell(1, &[resolved(6, Resolution::Failed(Failure::new("Lost", "no trace")))]);
-    tokio::time::sleep(Duration::from_secs(3_601)).await;
-    let end = held.commit().await;
+    let end = held.commit_within(Duration::from_secs(3_700)).await;
     assert_eq!(end.commands, [CommitCommand::Park], "nothing is under way");
     assert_eq!(count.effects(), 0);
 }
