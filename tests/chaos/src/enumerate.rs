@@ -79,6 +79,12 @@ pub struct Planned {
     pub hit: u64,
 }
 
+impl Planned {
+    fn name(&self) -> String {
+        format!("{}-{:?}-{}", self.point, self.action, self.hit).replace('.', "-").to_lowercase()
+    }
+}
+
 impl std::fmt::Display for Planned {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}={}@{}", self.point, self.action.text(), self.hit)
@@ -159,8 +165,14 @@ impl Yard {
     /// Plays a plan; what is wrong, if anything. How often a point is hit depends on time, so a run may come to
     /// its end before the hit that is planned: the last one is then an earlier one.
     async fn try_plan(&self, mut plan: Planned) -> Option<String> {
+        let planned = plan.hit;
         loop {
-            let played = self.play(Some(&plan)).await;
+            // An earlier hit has a case of its own, which may be played at the same time.
+            let name = match plan.hit {
+                hit if hit == planned => plan.name(),
+                _ => format!("{}-for-{planned}", plan.name()),
+            };
+            let played = self.play(&name, Some(&plan)).await;
             let fewer = match &played {
                 Ok(played) if !played.fired => played.hits.get(plan.point).copied(),
                 _ => None,
@@ -174,15 +186,12 @@ impl Yard {
         }
     }
 
-    /// Plays the program once.
+    /// Plays the program once; the name is that of its folder and its database.
     ///
     /// # Errors
     /// When the case cannot be carried out, or the run does not end.
-    pub async fn play(&self, plan: Option<&Planned>) -> anyhow::Result<Played> {
-        let name = plan.map_or("recorded".to_owned(), |p| {
-            format!("{}-{:?}-{}", p.point, p.action, p.hit).replace('.', "-").to_lowercase()
-        });
-        let folder = self.folder.join(&name);
+    pub async fn play(&self, name: &str, plan: Option<&Planned>) -> anyhow::Result<Played> {
+        let folder = self.folder.join(name);
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
@@ -492,7 +501,7 @@ pub fn complaint(plan: &Planned, played: &anyhow::Result<Played>) -> Option<Stri
 /// When the program does not come through without any plan.
 pub async fn all(yard: Arc<Yard>, at_once: usize) -> anyhow::Result<(usize, Vec<String>)> {
     use futures::StreamExt as _;
-    let recorded = yard.play(None).await?;
+    let recorded = yard.play("recorded", None).await?;
     if recorded.verdict.verdict != Word::Pass {
         bail!("without any failpoint: {}", judge::summary(&recorded.verdict));
     }
