@@ -99,12 +99,12 @@ reasons! {
     OVERLOADED, Unavailable,
         "This node has as many calls as it takes at one time.",
         "Send the same request again after a pause.";
-    REQUEST_BYTES_EXHAUSTED, ResourceExhausted,
-        "The requests that this node is receiving or carrying out take all the memory that it has for them. Nothing was written.",
-        "Send the same request again after a pause.";
     QUERY_FAILED, FailedPrecondition,
         "The run's code refused the query: there is no handler of that name, it failed, or the code does not fit the history.",
         "Read the message; ask for another name, or mend the handler. The run is not harmed.";
+    REQUEST_BYTES_EXHAUSTED, ResourceExhausted,
+        "The requests that this node is receiving or carrying out take all the memory that it has for them. Nothing was written.",
+        "Send the same request again after a pause.";
     RUN_ALREADY_ATTACHED, FailedPrecondition,
         "The run has a worker already.",
         "Nothing: the run goes on there.";

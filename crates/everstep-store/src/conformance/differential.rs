@@ -150,9 +150,10 @@ impl World {
     }
 
     async fn random_start(&mut self, store: &dyn Store) -> RunAppend {
-        let workflow_id = self.pick(&WORKFLOW_IDS);
+        // A run has one workflow id for its life, also when its first start was lost.
         let known = !self.runs.is_empty() && self.chance(6);
-        let run = if known { self.pick(&self.runs.clone()).0 } else { new_run() };
+        let (run, workflow_id) =
+            if known { self.pick(&self.runs.clone()) } else { (new_run(), self.pick(&WORKFLOW_IDS)) };
         if !known {
             self.runs.push((run, workflow_id));
         }
