@@ -189,12 +189,8 @@ impl Node {
             }
         }
         for run in runs {
-            // Whatever is in memory may be older than what another node appended meanwhile.
-            if let Some(slot) = self.slots.get_mut(&run)
-                && slot.is_idle()
-            {
-                slot.run = None;
-                slot.history = None;
+            if let Some(slot) = self.slots.get_mut(&run) {
+                slot.came_back();
             }
             self.add_job(run, Job::Look);
         }

@@ -85,6 +85,18 @@ impl Slot {
     pub(super) fn is_idle(&self) -> bool {
         !self.loading && self.writing.is_none() && self.inbox.is_empty()
     }
+
+    /// Its owner has come here with what it holds.
+    pub(super) fn came_back(&mut self) {
+        if self.is_idle() {
+            // Whatever is in memory may be older than what another node appended meanwhile.
+            self.run = None;
+            self.history = None;
+        } else {
+            // What is under way goes on with what is in memory, and that may be more than the owner has.
+            self.behind = self.run.as_ref().is_some_and(|run| run.seq() > self.sent);
+        }
+    }
 }
 
 impl Node {
@@ -359,8 +371,8 @@ impl Node {
     /// Reads the whole history again for a stream that lacks some of it.
     fn catch_up(&mut self, run_id: RunId) {
         if let Some(slot) = self.slots.get_mut(&run_id)
-            && std::mem::take(&mut slot.behind)
             && !slot.loading
+            && std::mem::take(&mut slot.behind)
         {
             slot.run = None;
             slot.history = None;
