@@ -18,6 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .bytes(".")
+        // In order, so that the same message has the same bytes.
+        .btree_map(".")
         // Its `connect(address)` would collide with the RPC of that name; clients are made from a channel.
         .build_transport(false)
         .include_file("packages.rs")

@@ -1,15 +1,29 @@
 //! Integration tests: real servers and workers in this process, real stores beside it.
 
+mod attributes;
+mod builds;
+mod children;
 mod cluster;
+mod continue_as_new;
 mod crash;
 mod doubt;
+mod gate;
+mod histories;
 mod kit;
 mod links;
+mod namespaces;
 mod operator;
+mod patterns;
 mod postgres;
 mod postgres_errors;
 mod queries;
+mod request_ids;
+mod retries;
 mod run;
 mod saga;
+mod steps;
+mod steps_cluster;
 mod stores;
+mod updates;
 mod versions;
+mod with_start;

@@ -127,6 +127,7 @@ async fn plant(store: &dyn Store, status: RunStatus, write: Option<Write>) -> an
         run_timeout: None,
         seed: 1,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     }));
     let row = RunRow {
         run_id,
@@ -249,7 +250,16 @@ async fn the_age_of_the_oldest_task_is_told() -> anyhow::Result<()> {
         the_backlog_is_told(&Subject::new(Arc::clone(&store))).await;
         let before = store.now().await?;
         let queue = QueueKey { namespace: "default".to_owned(), task_queue: "elsewhere".to_owned() };
-        plant(&*store, RunStatus::Running, Some(Write::TaskSet(queue))).await?;
+        plant(
+            &*store,
+            RunStatus::Running,
+            Some(Write::TaskSet(everstep_core::TaskRow {
+                queue,
+                workflow_type: String::new(),
+                build_id: String::new(),
+            })),
+        )
+        .await?;
         for looks in 0..2 {
             while store.claim_tasks(None, 10).await?.is_empty() {
                 tokio::task::yield_now().await;

@@ -141,6 +141,11 @@ impl Watched {
         }
     }
 
+    /// How its program says that it ends.
+    pub(crate) fn predicted(&self) -> Outcome {
+        self.program.predict().outcome
+    }
+
     /// Whether the step of this name ends in a final failure.
     pub(crate) fn is_refused(&self, name: &str) -> bool {
         fn refused(program: &Program, ops: &[Op], name: &str) -> bool {
@@ -172,6 +177,13 @@ impl Watched {
         Err(format!("projection differs: fold {folded:?}, tables {:?}", tables.projection))
     }
 
+    /// What its code waits for, as far as it follows the history.
+    pub(crate) fn waits(&self, history: &[Event]) -> Vec<Waits> {
+        let mut model = Model::new(Arc::clone(&self.program), Build::of(&self.run.row().build_id), history);
+        let _ = history.iter().try_for_each(|event| model.apply(event));
+        model.waits()
+    }
+
     /// A parked run waits only for what will come: a timer or retry with a row, or a signal.
     pub(crate) fn parked(&self, history: &[Event], tables: &RunTables) -> Result<(), String> {
         let row = &tables.projection;
@@ -190,6 +202,7 @@ impl Watched {
                 }
                 Waits::Timer(id) => timer(TimerKey::timer(*id)),
                 Waits::Signal(name) => !model.has_signal(name),
+                Waits::Child(id) => self.run.child(*id).is_some_and(|child| !child.closed),
             };
             // A retry whose instant has come woke the run, and is gone.
             if !comes && row.task.is_none() {
@@ -200,14 +213,19 @@ impl Watched {
     }
 
     /// The run ended as its client's program predicts.
-    pub(crate) fn check_end(&self, client: &Client, done: &Done, history: &[Event]) -> Result<(), String> {
+    pub(crate) fn check_end(
+        &self,
+        (client, part): (&Client, usize),
+        done: &Done,
+        history: &[Event],
+    ) -> Result<(), String> {
         let ended = self.outcome.as_ref().ok_or("it is still open")?;
-        let prediction = &client.prediction;
+        let (program, prediction) = client.parts.get(part).ok_or("a run more than there are programs")?;
         if !prediction.outcome.admits(ended) {
             return Err(format!("ended as {ended:?}, predicted was {:?}", prediction.outcome));
         }
         let start = self.run.start();
-        if start.namespace != client.namespace || *self.program != *client.program {
+        if start.namespace != client.namespace || *self.program != **program {
             return Err(format!("it is the run of somebody else: {start:?}"));
         }
         for planned in &prediction.steps {
@@ -228,20 +246,30 @@ impl Watched {
         self.check_signals(client)
     }
 
-    /// What was acknowledged is there, what is there was sent, in the order in which it was sent.
+    /// What is there was sent, in the order in which it was sent.
     fn check_signals(&self, client: &Client) -> Result<(), String> {
-        let planned = &client.prediction.signals;
+        let planned = &client.signals;
         let order: Option<Vec<usize>> =
             self.signals.iter().map(|id| planned.iter().position(|p| p.id == *id)).collect();
         let order = order.ok_or_else(|| format!("signals of nobody: {:?}", self.signals))?;
         if !order.is_sorted() {
             return Err(format!("signals were sent one after the other and stand as {order:?}"));
         }
-        let lost: Vec<&String> = client.acked.iter().filter(|id| !self.signals.contains(id)).collect();
-        if !lost.is_empty() {
-            return Err(format!("acknowledged signals are lost: {lost:?}"));
-        }
         Ok(())
+    }
+
+    /// Signals that this run had and did not give to the next one.
+    pub(crate) fn kept(&self, history: &[Event]) -> Vec<String> {
+        let carried = history.last().map(|last| match &last.body {
+            EventBody::RunContinued { carried, .. } => carried.as_slice(),
+            _ => &[],
+        });
+        let kept = history.iter().filter(|event| !carried.is_some_and(|c| c.contains(&event.seq)));
+        kept.filter_map(|event| match &event.body {
+            EventBody::SignalReceived { signal_id, .. } => Some(signal_id.clone()),
+            _ => None,
+        })
+        .collect()
     }
 }
 

@@ -9,7 +9,7 @@ use everstep_core::{
     RunId, StartRun, TraceContext,
 };
 use everstep_engine::{Error, Started};
-use everstep_tests::program::{Prediction, Profile, Program, Source, Wish};
+use everstep_tests::program::{End, PlannedSignal, Prediction, Profile, Program, Source, Wish};
 use uuid::Uuid;
 
 /// One client and the run it cares for.
@@ -19,7 +19,10 @@ pub(crate) struct Client {
     /// Its number within its namespace: clients of the same number use the same ids.
     number: usize,
     pub(crate) program: Arc<Program>,
-    pub(crate) prediction: Prediction,
+    /// What becomes of each run of the chain, and the program of each.
+    pub(crate) parts: Vec<(Arc<Program>, Prediction)>,
+    /// The signals of all of them, in the order in which they are sent.
+    pub(crate) signals: Vec<PlannedSignal>,
     /// Signals after which it does what it wishes besides.
     wish_after: usize,
     memory: Memory,
@@ -46,14 +49,21 @@ pub(crate) enum Ask {
 
 impl Client {
     pub(crate) fn new(namespace: &'static str, number: usize, program_seed: u64, wish_after: u64) -> Self {
-        let program = Arc::new(Source { seed: program_seed, profile: Profile::Sim }.program());
-        let prediction = program.predict();
-        let wish_after = wish_after as usize % (prediction.signals.len() + 1);
+        let source = Source { seed: program_seed, profile: Profile::Sim, generation: 0 };
+        let program = Arc::new(source.program());
+        let goes_on =
+            |last: &Arc<Program>| (last.end == End::Continue).then(|| Arc::new(last.source.next().program()));
+        let parts: Vec<_> = std::iter::successors(Some(Arc::clone(&program)), goes_on)
+            .map(|program| (Arc::clone(&program), program.predict()))
+            .collect();
+        let signals: Vec<_> = parts.iter().flat_map(|(_, p)| p.signals.iter().cloned()).collect();
+        let wish_after = wish_after as usize % (signals.len() + 1);
         Self {
             namespace,
             number,
             program,
-            prediction,
+            parts,
+            signals,
             wish_after,
             memory: Memory::default(),
             run: None,
@@ -71,7 +81,7 @@ impl Client {
             Wish::Terminate if wishes => return command(2_000, CommandBody::Terminate { reason }),
             Wish::Nothing | Wish::Cancel | Wish::Terminate => {}
         }
-        let Some(signal) = self.prediction.signals.get(self.memory.signals) else { return Ask::Nothing };
+        let Some(signal) = self.signals.get(self.memory.signals) else { return Ask::Nothing };
         let input = Payload::json(serde_json::Value::from(signal.id.clone()).to_string());
         let (name, signal_id) = (signal.name.clone(), signal.id.clone());
         command(self.memory.signals, CommandBody::Signal { name, signal_id, input })
@@ -91,6 +101,7 @@ impl Client {
             conflict: ConflictPolicy::Fail,
             trace: TraceContext::default(),
             identity: "sim".to_owned(),
+            ..StartRun::default()
         }
     }
 
@@ -136,14 +147,19 @@ impl Client {
     pub(crate) fn answered(&mut self, asked: &CommandBody, result: Result<(), Error>) -> Result<(), String> {
         let closed = match result {
             Ok(()) => false,
+            // It has gone on in another run, which the same request is for.
+            Err(Error::Rejected(Rejection::RunClosed { successor: Some(next), .. })) => {
+                self.memory.run = Some(next);
+                return Ok(());
+            }
             // It may end before the request reaches it: a cancel or terminate then has nothing to do.
             Err(Error::Rejected(Rejection::RunClosed { .. })) => true,
             Err(error) => return retryable(&error),
         };
         match asked {
             CommandBody::Signal { signal_id, .. } => {
-                let at = self.prediction.signals.iter().position(|s| s.id == *signal_id);
-                let Some(planned) = at.and_then(|at| self.prediction.signals.get(at)) else {
+                let at = self.signals.iter().position(|s| s.id == *signal_id);
+                let Some(planned) = at.and_then(|at| self.signals.get(at)) else {
                     return Err(format!("signal {signal_id} was never planned"));
                 };
                 if closed && planned.required && self.program.wish == Wish::Nothing {

@@ -74,6 +74,7 @@ impl Place {
             conflict: ConflictPolicy::Fail,
             trace: TraceContext::default(),
             identity: "sim".to_owned(),
+            ..StartRun::default()
         };
         place.feed(Input::Start { request: 0, start: Box::new(start) });
         let run = place.store.run_ids_sync()[0];

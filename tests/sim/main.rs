@@ -11,14 +11,17 @@
 //! to it. The database's clock is the one that decides, and it is set forward and back by seconds.
 
 mod check;
+mod children;
 mod client;
 mod faults;
 mod full;
 mod model;
 mod nodes;
 mod planted;
+mod queued;
 mod replay;
 mod store;
+mod updates;
 mod verdict;
 mod worker;
 mod workers;

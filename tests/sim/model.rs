@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use everstep_core::replay::{OpKind, Replay};
 use everstep_core::{
-    BlockKind, Blocked, CommitCommand, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload,
-    Resolution, RetryPolicy, Seq, TimerKind, Timestamp,
+    BlockKind, Blocked, ChildOutcome, ChildScheduled, CommitCommand, Continuation, DoubtPolicy, Duration,
+    Event, EventBody, Failure, OpId, ParentClose, Payload, Resolution, RetryPolicy, ReusePolicy, RunId, Seq,
+    TimerKind, Timestamp, UpdateOutcome,
 };
 use everstep_tests::program::{
-    self, Build, Doubt, End, IN_DOUBT, Op, POISON, Program, Step, UNCAUGHT, Wish, failure_line, signal_line,
-    sleep_line, step_line, version_line, won_line,
+    self, Build, Doubt, End, IN_DOUBT, Op, POISON, Program, Source, Step, UNCAUGHT, Wish, failure_line,
+    signal_line, sleep_line, step_line, version_line, won_line,
 };
 
 /// An attempt that the workflow wants.
@@ -53,11 +54,23 @@ pub(crate) enum Waits {
     Step(OpId),
     Timer(OpId),
     Signal(String),
+    Child(OpId),
 }
 
 enum Operation {
     Step(StepOp),
     Timer(TimerOp),
+    Child(Box<ChildOp>),
+}
+
+struct ChildOp {
+    nonce: String,
+    wanted: ChildScheduled,
+    /// The activation in which it was built; `None` once nobody ever wanted it.
+    built: Option<u64>,
+    dropped: bool,
+    known: bool,
+    line: Option<String>,
 }
 
 struct StepOp {
@@ -95,6 +108,7 @@ struct Sequence {
 enum Part {
     Step(OpId),
     Sleep(OpId, String),
+    Child(OpId),
     Signal(String),
     Parallel(Vec<(Sequence, bool)>),
     Race(Vec<Sequence>),
@@ -140,6 +154,8 @@ pub(crate) struct Model {
     /// Ops of the top level that are done.
     done: usize,
     finish: Option<CommitCommand>,
+    /// Updates without a recorded answer, and whether that is on its way. Each is answered at once, with its input.
+    updates: BTreeMap<Seq, (Payload, bool)>,
     obstacle: Option<Obstacle>,
 }
 
@@ -167,7 +183,7 @@ impl Model {
             activation: 0,
             versions: Versions::of(history),
         };
-        Self { core, body, done: 0, finish: None, obstacle: None }
+        Self { core, body, done: 0, finish: None, updates: BTreeMap::new(), obstacle: None }
     }
 
     /// The workflow waits for something that only a later event brings.
@@ -193,11 +209,25 @@ impl Model {
             Ok(()) => {
                 self.core.activation += 1;
                 self.core.note(event);
+                self.note_update(event);
                 self.poll()
             }
         };
         self.obstacle = applied.as_ref().err().cloned();
         applied
+    }
+
+    /// Code that has ended takes nothing on.
+    fn note_update(&mut self, event: &Event) {
+        match &event.body {
+            EventBody::UpdateAccepted { input, .. } if self.body.is_some() => {
+                self.updates.insert(event.seq, (input.clone(), false));
+            }
+            EventBody::UpdateCompleted { accepted, .. } => {
+                self.updates.remove(accepted);
+            }
+            _ => {}
+        }
     }
 
     fn poll(&mut self) -> Result<(), Obstacle> {
@@ -219,12 +249,16 @@ impl Model {
             let end = match program.end {
                 End::Output => {
                     let result = Payload::json(serde_json::Value::from(body.lines).to_string());
-                    CommitCommand::CompleteRun { result, unconsumed: self.core.unconsumed() }
+                    CommitCommand::CompleteRun { result, unconsumed: Vec::new() }
                 }
                 End::Uncaught => CommitCommand::FailRun {
                     failure: Failure::new(UNCAUGHT, "as planned"),
-                    unconsumed: self.core.unconsumed(),
+                    unconsumed: Vec::new(),
                 },
+                End::Continue => CommitCommand::ContinueAsNew(Box::new(Continuation {
+                    input: Payload::json(serde_json::to_vec(&program.source.next()).unwrap_or_default()),
+                    ..Continuation::default()
+                })),
             };
             self.finish = Some(end);
         } else if program.wish == Wish::Cancel && self.core.cancel_requested {
@@ -245,7 +279,14 @@ impl Model {
         let marks = std::mem::take(&mut self.core.versions.fresh);
         let mut work: Vec<Work> = marks.into_iter().map(Work::Command).collect();
         work.extend(fresh.into_iter().filter_map(|id| work_of(id, &mut operations[id.0 as usize - 1])));
-        work.extend(self.finish.take().map(Work::Finish));
+        for (&accepted, (input, taken)) in self.updates.iter_mut().filter(|(_, (_, taken))| !taken) {
+            *taken = true;
+            let outcome = UpdateOutcome::Completed(input.clone());
+            work.push(Work::Command(CommitCommand::CompleteUpdate { accepted, outcome }));
+        }
+        // What is left over is told as of the last event that was applied, which may be one after the end.
+        let unconsumed = self.core.unconsumed();
+        work.extend(self.finish.take().map(|end| Work::Finish(leaving(end, unconsumed))));
         work
     }
 
@@ -275,7 +316,7 @@ impl Core {
             EventBody::StepStarted { step, attempt, in_doubt, .. } => {
                 if let Some(op) = self.step(*step) {
                     op.recorded = op.recorded.max(*attempt);
-                    (op.begun, op.doubt) = (in_doubt.is_some(), None);
+                    (op.begun, op.doubt, op.retry_at) = (in_doubt.is_some(), None, None);
                 }
             }
             EventBody::StepInDoubt { step, attempt, .. } => {
@@ -318,6 +359,7 @@ impl Core {
                 }
                 self.fresh.push(*step);
             }
+            EventBody::ChildScheduled(_) | EventBody::ChildClosed(_) => self.note_child(&event.body),
             EventBody::TimerStarted { timer, .. } => self.timer(*timer, |op| op.started = true),
             EventBody::TimerFired { timer } if timer.kind == TimerKind::Timer => {
                 self.timer(OpId(timer.id), |op| op.fired = true);
@@ -338,9 +380,32 @@ impl Core {
         }
     }
 
+    fn note_child(&mut self, body: &EventBody) {
+        match body {
+            EventBody::ChildScheduled(scheduled) => {
+                if let Some(op) = self.child(scheduled.child) {
+                    op.known = true;
+                }
+            }
+            EventBody::ChildClosed(closed) => {
+                if let Some(op) = self.child(closed.child) {
+                    op.line = Some(child_line_of(&op.nonce, &closed.outcome));
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn step(&mut self, id: OpId) -> Option<&mut StepOp> {
         match self.operations.get_mut((id.0 as usize).checked_sub(1)?) {
             Some(Operation::Step(step)) => Some(step),
+            _ => None,
+        }
+    }
+
+    fn child(&mut self, id: OpId) -> Option<&mut ChildOp> {
+        match self.operations.get_mut((id.0 as usize).checked_sub(1)?) {
+            Some(Operation::Child(child)) => Some(child),
             _ => None,
         }
     }
@@ -410,6 +475,7 @@ impl Core {
                 self.fresh.push(id);
                 Part::Sleep(id, nonce)
             }
+            Op::Child { nonce, source, abandoned } => Part::Child(self.begin_child(nonce, source, abandoned)),
             Op::Signal { name, .. } => Part::Signal(name),
             Op::Parallel(branches) => {
                 Part::Parallel(branches.into_iter().map(|ops| (Sequence::new(ops), false)).collect())
@@ -417,6 +483,29 @@ impl Core {
             Op::Race(arms) => Part::Race(arms.into_iter().map(Sequence::new).collect()),
             Op::Never => Part::Never,
         }
+    }
+
+    fn begin_child(&mut self, nonce: String, source: Source, abandoned: bool) -> OpId {
+        let kind = OpKind::Child(program::WORKFLOW_TYPE.to_owned());
+        let child = self.replay.build(kind, Location::caller());
+        let wanted = ChildScheduled {
+            child,
+            run_id: RunId::from_uuid(uuid::Uuid::nil()),
+            workflow_type: program::WORKFLOW_TYPE.to_owned(),
+            workflow_id: String::new(),
+            task_queue: String::new(),
+            input: Payload::json(serde_json::to_vec(&source).unwrap_or_default()),
+            run_timeout: None,
+            retry: None,
+            reuse: ReusePolicy::default(),
+            on_parent_close: if abandoned { ParentClose::Abandon } else { ParentClose::Terminate },
+            report_start: false,
+        };
+        let built = Some(self.activation);
+        let op = ChildOp { nonce, wanted, built, dropped: false, known: false, line: None };
+        self.operations.push(Operation::Child(Box::new(op)));
+        self.fresh.push(child);
+        child
     }
 
     fn begin_step(&mut self, step: Step, guard: Option<Doubt>) -> OpId {
@@ -462,6 +551,10 @@ impl Core {
                 Some(vec![version_line(1), line])
             }
             Part::Unchanged => Some(vec![version_line(0)]),
+            Part::Child(id) => {
+                let line = self.child(*id)?.line.clone()?;
+                Some(vec![line])
+            }
             Part::Sleep(id, nonce) => match &self.operations[id.0 as usize - 1] {
                 Operation::Timer(timer) if timer.fired => Some(vec![sleep_line(nonce)]),
                 _ => None,
@@ -495,6 +588,15 @@ impl Core {
             Some(Part::Step(id) | Part::Version(id)) => {
                 if let Some(step) = self.step(*id) {
                     step.dropped = true;
+                }
+            }
+            Some(Part::Child(id)) => {
+                let activation = self.activation;
+                if let Some(child) = self.child(*id) {
+                    child.dropped = true;
+                    if child.built == Some(activation) {
+                        child.built = None;
+                    }
                 }
             }
             Some(Part::Sleep(id, _)) => self.drop_timer(*id),
@@ -540,11 +642,25 @@ impl Versions {
                 EventBody::StepResolved(said) => said.step.0,
                 EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => timer.0,
                 EventBody::TimerFired { timer } => timer.id,
+                EventBody::ChildScheduled(scheduled) => scheduled.child.0,
+                EventBody::ChildClosed(closed) => closed.child.0,
                 _ => 0,
             };
             versions.last = versions.last.max(op);
         }
         versions
+    }
+}
+
+fn child_line_of(nonce: &str, outcome: &ChildOutcome) -> String {
+    match outcome {
+        ChildOutcome::Completed(result) => {
+            let output: Vec<String> = serde_json::from_slice(&result.data).unwrap_or_default();
+            program::child_line(nonce, &output)
+        }
+        ChildOutcome::Ended { failure, .. } | ChildOutcome::NotStarted(failure) => {
+            program::no_child_line(nonce, &failure.kind)
+        }
     }
 }
 
@@ -577,7 +693,7 @@ fn work_of(id: OpId, operation: &mut Operation) -> Option<Work> {
                         attempt,
                         elapsed: Duration::ZERO,
                         failure: Failure::new(IN_DOUBT, "").non_retryable(),
-                        policy: RetryPolicy::none(),
+                        policy: Some(RetryPolicy::none()),
                     }));
                 }
                 (None, _) | (Some(_), Some(Doubt::Retry) | None) => {}
@@ -591,6 +707,13 @@ fn work_of(id: OpId, operation: &mut Operation) -> Option<Work> {
                 not_before: op.retry_at,
                 guard: op.guard.map(policy_of),
             }))
+        }
+        Operation::Child(op) => {
+            op.built?;
+            if op.dropped || std::mem::replace(&mut op.known, true) {
+                return None;
+            }
+            Some(Work::Command(CommitCommand::StartChild(Box::new(op.wanted.clone()))))
         }
         Operation::Timer(op) => {
             op.built?;
@@ -615,6 +738,7 @@ fn waits_of(sequence: &Sequence, all: &mut Vec<Waits>) {
     match &sequence.current {
         Some(Part::Step(id) | Part::Version(id)) => all.push(Waits::Step(*id)),
         Some(Part::Sleep(id, _)) => all.push(Waits::Timer(*id)),
+        Some(Part::Child(id)) => all.push(Waits::Child(*id)),
         Some(Part::Signal(name)) => all.push(Waits::Signal(name.clone())),
         Some(Part::Parallel(branches)) => {
             branches.iter().filter(|(_, ended)| !ended).for_each(|(b, _)| waits_of(b, all));
@@ -622,6 +746,18 @@ fn waits_of(sequence: &Sequence, all: &mut Vec<Waits>) {
         Some(Part::Race(arms)) => arms.iter().for_each(|arm| waits_of(arm, all)),
         Some(Part::Unchanged | Part::Never) | None => {}
     }
+}
+
+/// The end, with the signals that are left over.
+fn leaving(mut end: CommitCommand, left: Vec<Seq>) -> CommitCommand {
+    match &mut end {
+        CommitCommand::CompleteRun { unconsumed, .. } | CommitCommand::FailRun { unconsumed, .. } => {
+            *unconsumed = left;
+        }
+        CommitCommand::ContinueAsNew(next) => next.unconsumed = left,
+        _ => {}
+    }
+    end
 }
 
 /// How a run ended, in the words of the prediction; `None` while it is open.
@@ -636,7 +772,8 @@ pub(crate) fn ended(last: &EventBody) -> Option<program::Outcome> {
         }
         EventBody::RunCanceled { .. } => program::Outcome::Canceled,
         EventBody::RunTerminated { .. } => program::Outcome::Terminated,
-        EventBody::RunTimedOut => program::Outcome::Failed { failure_kind: "RunTimeout".to_owned() },
+        EventBody::RunContinued { .. } => program::Outcome::Continued,
+        EventBody::RunTimedOut { .. } => program::Outcome::Failed { failure_kind: "RunTimeout".to_owned() },
         _ => return None,
     })
 }

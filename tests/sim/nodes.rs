@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use everstep_core::{
-    CommandId, Duration, Epoch, EventBody, NodeId, QueueKey, Rejection, RunId, Seq, Timestamp,
-};
-use everstep_dispatch::{Delivery, Notice, TaskHint};
+use everstep_core::{CommandId, Duration, Epoch, EventBody, NodeId, Rejection, RunId, Seq, Timestamp};
+use everstep_dispatch::{Delivery, HintQueue, Notice, TaskHint};
 use everstep_engine::node::{Input, Node, NodeConfig, Output};
 use everstep_engine::{Error as EngineError, Started, WorkerOut};
 use everstep_store::{Append, AppendReply, Error, Verdict};
@@ -26,7 +24,7 @@ pub(crate) struct NodeSeat {
     id: NodeId,
     /// Counts processes: what was meant for an earlier one reaches nobody.
     pub(crate) life: u64,
-    pulls: BTreeMap<QueueKey, usize>,
+    pulls: BTreeMap<HintQueue, usize>,
     clock: NodeClock,
 }
 
@@ -140,6 +138,11 @@ impl World {
         match output {
             Output::Started { request, result } => self.started(request, result),
             Output::Done { request, result } => self.command_done(request, result),
+            Output::Accepted { request, seq } => self.update_accepted(request, seq),
+            Output::HoldFor { run, request, wait } => {
+                let input = Box::new(Input::HoldOver { run, request });
+                self.at(self.us() + wait.as_micros(), Coming::ToNode { node, life, input });
+            }
             Output::Append { ticket, append, delay } => {
                 let at = self.us() + delay.as_micros() as u64 + 50 + self.dice.below(2_000);
                 self.at(at, Coming::Commit { node, life, ticket, append: Box::new(append) });
@@ -219,6 +222,9 @@ impl World {
     fn command_done(&mut self, request: u64, result: Result<(), EngineError>) {
         if let Some((run, id)) = self.resolving.remove(&request) {
             return self.resolved(run, id, &result);
+        }
+        if self.update_refused(request, &result) {
+            return;
         }
         let Some((client, Ask::Command { run, body, .. })) = self.asked.remove(&request) else { return };
         if result.is_ok() {
@@ -303,6 +309,7 @@ impl World {
                 let events = self.load(run, after);
                 Input::Loaded { run, after, events }
             }
+            Output::LoadForAsk { ask, run } => Input::LoadedForAsk { ask, events: self.load(run, 0) },
             Output::LoadForStart { ticket, run } => {
                 Input::LoadedForStart { ticket, events: self.load(run, 0) }
             }
@@ -331,6 +338,19 @@ impl World {
                 let blocked = self.store.ask(|s| s.blocked_runs_sync(&queue, &build_id, None, 1_000));
                 let Ok(runs) = blocked else { return };
                 Input::Blocked { runs }
+            }
+            Output::LoadSource { run, seqs } => {
+                let events = self.load(run, 0);
+                self.totals.swept += u64::from(events.is_ok());
+                Input::SourceLoaded { run, seqs, events }
+            }
+            Output::FindTarget { flight, namespace, workflow_id } => {
+                let found = self.store.ask(|s| s.find_start_sync(&namespace, &workflow_id, ""));
+                Input::TargetFound { flight, run: found.map(|found| found.current.map(|(run, _)| run)) }
+            }
+            Output::OutboxDone(run, seq) => {
+                let _ = self.store.ask(|s| s.delete_outbox_sync(&[(run, seq)]));
+                return;
             }
             Output::DeleteWakes(seen) => {
                 seen.iter().for_each(|(run, seq)| self.check_wake_kept(*run, *seq));
@@ -380,7 +400,7 @@ impl World {
                 for n in 0..self.nodes.len() {
                     let seat = &self.nodes[n];
                     let reachable = self.hints_shared || n == *from;
-                    if reachable && seat.node.is_some() && seat.pulls.contains_key(&hint.queue) {
+                    if reachable && seat.node.is_some() && seat.pulls.contains_key(&hint.place()) {
                         pairs.push((i, n));
                     }
                 }
@@ -390,8 +410,8 @@ impl World {
             }
             let (i, node) = pairs[self.dice.below(pairs.len() as u64) as usize];
             let (_, hint) = self.hints.swap_remove(i);
-            self.nodes[node].pulls.remove(&hint.queue);
-            let queue = hint.queue.clone();
+            self.nodes[node].pulls.remove(&hint.place());
+            let queue = hint.place();
             let deliveries = vec![Delivery { hint, token: 1, attempt: 1 }];
             self.feed(node, Input::Delivered { queue, deliveries });
         }
@@ -402,8 +422,9 @@ impl World {
         if self.nodes[node].life != life {
             return;
         }
-        let Some(n) = &self.nodes[node].node else { return };
-        let (queues, id) = (n.queues_with_credit(), self.nodes[node].id);
+        let id = self.nodes[node].id;
+        let Some(n) = &mut self.nodes[node].node else { return };
+        let wants = n.run_wants();
         let next = self.us() + SWEEP_US;
         self.at(next, Coming::Sweep { node, life });
         self.at(next, Coming::Timers { node, life });
@@ -414,13 +435,14 @@ impl World {
             found.push(Input::SessionsClosed(closed));
         }
         found.extend(self.store.ask(|s| s.lost_runs_sync(LOOK_MAX)).ok().map(Input::RunsLost));
-        if !queues.is_empty() {
-            let tasks = self.store.ask(|s| s.claim_tasks_sync(Some(&queues), LOOK_MAX));
+        if !wants.is_empty() {
+            let tasks = self.store.ask(|s| s.claim_tasks_sync(Some(&wants), LOOK_MAX));
             found.extend(tasks.ok().map(Input::TasksFound));
         }
         if self.hints_shared {
             found.extend(self.store.ask(|s| s.claim_tasks_sync(None, LOOK_MAX)).ok().map(Input::TasksFound));
         }
+        found.extend(self.store.ask(|s| s.claim_outbox_sync(LOOK_MAX)).ok().map(Input::OutboxFound));
         if self.nodes.len() > 1 {
             let wakes = self.store.ask(|s| s.stale_wakes_sync(id, WAKE_AGE, LOOK_MAX));
             found.extend(wakes.ok().map(Input::WakesStale));
@@ -429,6 +451,7 @@ impl World {
             let nothing = match &input {
                 Input::RunsLost(lost) => lost.is_empty(),
                 Input::TasksFound(tasks) => tasks.is_empty(),
+                Input::OutboxFound(found) => found.is_empty(),
                 Input::WakesStale(wakes) => wakes.is_empty(),
                 _ => false,
             };

@@ -1,17 +1,21 @@
 //! The simulated store: the in-memory store behind faults that a seed draws. With its faults off it passes
 //! the conformance suite that the databases pass.
 
-use std::collections::BTreeSet;
+mod steps;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use everstep_core::{
-    Duration, Event, NodeId, OpId, QueueKey, RunId, RunRow, Seq, SessionId, TimerKey, Timestamp,
+    AttributeType, Duration, Event, NodeId, Notes, OpId, QueueKey, RunId, RunLink, RunRow, Seq, SessionId,
+    TaskRow, TimerKey, Timestamp,
 };
 use everstep_store::{
-    Append, AppendReply, Backlog, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Log,
-    MemoryStore, Namespace, PageToken, RunFilter, RunRecord, RunTables, SessionRow, Sessions, StartRecord,
-    Sweep, Verdict, WakePage, WakeRows, WakeTable,
+    Admin, AdminRequest, Administered, AllowedBuild, Append, AppendReply, Backlog, Builds, Catalog, Census,
+    Change, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Log, MemoryStore, Namespace, Outbox,
+    PageToken, RunFilter, RunRecord, RunTables, RunWant, SessionRow, Sessions, StartRecord, Sweep, Verdict,
+    WakePage, WakeRows, WakeTable,
 };
 use everstep_tests::program::Dice;
 
@@ -192,6 +196,10 @@ impl Catalog for SimStore {
         self.inner.closed_among(runs).await
     }
 
+    async fn run_notes(&self, run: RunId) -> Result<Notes, Error> {
+        self.inner.run_notes(run).await
+    }
+
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
         self.ask(|store| store.run_tables_sync(run))
     }
@@ -219,6 +227,21 @@ impl Catalog for SimStore {
 
     async fn list_namespaces(&self, after: &str, limit: usize) -> Result<Vec<Namespace>, Error> {
         self.inner.list_namespaces(after, limit).await
+    }
+}
+
+#[async_trait]
+impl Admin for SimStore {
+    async fn administer(
+        &self,
+        change: &Change,
+        request: Option<&AdminRequest>,
+    ) -> Result<Administered, Error> {
+        self.inner.administer(change, request).await
+    }
+
+    async fn search_attributes(&self, namespace: &str) -> Result<BTreeMap<String, AttributeType>, Error> {
+        self.inner.search_attributes(namespace).await
     }
 }
 
@@ -266,10 +289,10 @@ impl Sweep for SimStore {
 
     async fn claim_tasks(
         &self,
-        queues: Option<&[QueueKey]>,
+        wants: Option<&[RunWant]>,
         limit: usize,
-    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
-        self.ask(|store| store.claim_tasks_sync(queues, limit))
+    ) -> Result<Vec<(RunId, TaskRow)>, Error> {
+        self.ask(|store| store.claim_tasks_sync(wants, limit))
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
@@ -297,6 +320,25 @@ impl Sweep for SimStore {
         limit: usize,
     ) -> Result<Vec<RunId>, Error> {
         self.ask(|store| store.blocked_runs_sync(queue, build_id, after, limit))
+    }
+}
+
+#[async_trait]
+impl Outbox for SimStore {
+    async fn claim_outbox(&self, limit: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
+        self.ask(|store| store.claim_outbox_sync(limit))
+    }
+
+    async fn delete_outbox(&self, heard: &[(RunId, Seq)]) -> Result<(), Error> {
+        self.ask(|store| store.delete_outbox_sync(heard))
+    }
+
+    async fn count_outbox(&self) -> Result<u64, Error> {
+        self.inner.count_outbox().await
+    }
+
+    async fn run_links(&self, runs: &[RunId]) -> Result<Vec<(RunId, RunLink)>, Error> {
+        self.inner.run_links(runs).await
     }
 }
 
@@ -356,5 +398,20 @@ mod conforms {
         for seed in 0..20 {
             conformance::differential(&*subject().store, &*subject().store, seed).await;
         }
+    }
+}
+
+#[async_trait]
+impl Builds for SimStore {
+    async fn census(&self, age: Duration, limit: usize) -> Result<Census, Error> {
+        self.ask(|store| store.census_sync(age, limit))
+    }
+
+    async fn task_of(&self, run: RunId) -> Result<Option<TaskRow>, Error> {
+        self.ask(|store| store.task_of_sync(run))
+    }
+
+    async fn allowed_builds(&self, limit: usize) -> Result<Vec<AllowedBuild>, Error> {
+        self.ask(|store| store.allowed_builds_sync(limit))
     }
 }

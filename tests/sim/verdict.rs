@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use everstep_core::{BlockKind, EventBody, RunId};
+use everstep_core::{BlockKind, EventBody, RunId, Seq};
 use everstep_store::WakeRows;
 use everstep_tests::program::IN_DOUBT;
 
@@ -57,7 +57,13 @@ totals! {
     resolved = "a step that a person resolved";
     given_up = "a step whose code gave up a doubt";
     marked = "a marked version";
+    updates = "an accepted update";
+    updates_answered = "an answered update";
     failed = "a failed run";
+    continued = "a workflow that went on in a new run";
+    children = "a child";
+    children_stopped = "a child that was stopped with its parent";
+    swept = "something to tell that only the sweep told";
     canceled = "a canceled run";
     terminated = "a terminated run";
 }
@@ -84,7 +90,9 @@ impl World {
         let Some(watched) = self.watched.get_mut(&run) else { return Ok(()) };
         let facts = Facts { done: self.done.get(&run), now_max };
         for event in news {
+            let open: Vec<Seq> = watched.run.open_updates().map(|(seq, _)| seq).collect();
             watched.apply(event, &facts)?;
+            self.updates.check(&mut self.totals, run, event, &open)?;
             let total = match &event.body {
                 EventBody::RunBlocked(b) if b.kind == BlockKind::Poison => &mut self.totals.blocked_poison,
                 EventBody::RunBlocked(_) => &mut self.totals.blocked_nondeterminism,
@@ -125,33 +133,53 @@ impl World {
     pub(crate) fn stuck(&self) -> Vec<String> {
         let truth = self.store.truth();
         let open = self.watched.iter().filter(|(_, w)| w.is_open());
-        open.map(|(run, _)| {
+        open.map(|(run, watched)| {
             let history = truth.read_events_sync(*run, 0, usize::MAX);
             let kinds: Vec<String> =
                 history.iter().map(|e| format!("{}@{}", e.body.kind(), e.epoch)).collect();
-            format!("{run} {kinds:?} {:?}", truth.run_tables_sync(*run))
+            let waits = watched.waits(&history);
+            format!("{run} {kinds:?} waits for {waits:?} {:?}", truth.run_tables_sync(*run))
         })
         .collect()
     }
 
     pub(crate) fn check_end(&mut self) {
-        let mut runs = BTreeSet::new();
+        let (mut runs, mut chained) = (BTreeSet::new(), 0);
         let none = Done::default();
         for client in &self.clients {
             let Some(run) = client.run else { self.fail("a start was never answered") };
             if !runs.insert(run) {
                 self.fail(&format!("run {run} is the answer to two starts"));
             }
-            let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
-            let Some(watched) = self.watched.get(&run) else { self.fail(&format!("run {run} is nowhere")) };
-            let done = self.done.get(&run).unwrap_or(&none);
-            if let Err(problem) = watched.check_end(client, done, &history) {
-                self.fail(&format!("run {run}: {problem}"));
+            let (mut part, mut next, mut kept) = (0, Some(run), Vec::new());
+            while let Some(run) = next {
+                let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
+                let Some(watched) = self.watched.get(&run) else {
+                    self.fail(&format!("run {run} is nowhere"))
+                };
+                let done = self.done.get(&run).unwrap_or(&none);
+                if let Err(problem) = watched.check_end((client, part), done, &history) {
+                    self.fail(&format!("run {run}: {problem}"));
+                }
+                kept.extend(watched.kept(&history));
+                runs.insert(run);
+                next = watched.run.successor();
+                part += 1;
             }
+            // Over the whole chain: each signal is taken, or left over, in one of its runs.
+            let once = |id: &&String| kept.iter().filter(|kept| kept == id).count() != 1;
+            let wrong: Vec<&String> = client.acked.iter().chain(&kept).filter(once).collect();
+            if part != client.parts.len() || !wrong.is_empty() {
+                self.fail(&format!("the chain of {run} has {part} runs, and lost or doubled {wrong:?}"));
+            }
+            chained += u64::from(part > 1);
         }
-        if self.watched.len() != self.clients.len() {
+        self.check_children(&mut runs);
+        if self.watched.len() != runs.len() {
             self.fail(&format!("{} runs of {} clients", self.watched.len(), self.clients.len()));
         }
+        self.check_updates();
+        self.totals.continued = chained;
         self.totals.runs += runs.len() as u64;
         self.totals.re_executed = self.executed.values().map(|n| n - 1).sum();
         let fired = self.store.fired();

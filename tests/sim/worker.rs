@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use everstep_core::{
-    Actor, CommandId, CommitCommand, DetachReason, Duration, Epoch, Event, EventBody, Failure, OpId, Payload,
-    Rejection, RunId, Seq, SessionId, Timestamp, WorkerCommit,
+    Actor, AskId, CommandId, CommitCommand, DetachReason, Duration, Epoch, Event, EventBody, Failure, OpId,
+    Payload, Rejection, RunId, Seq, SessionId, Timestamp, WorkerCommit,
 };
-use everstep_engine::{HeldRun, WorkerIn, WorkerOut};
+use everstep_engine::{HeldRun, Said, WorkerIn, WorkerOut};
 use everstep_tests::program::{Build, Ends, FLAKY, Program, REFUSED, Source};
 
 use crate::model::{Attempt, Model, Obstacle, Work};
@@ -35,6 +35,8 @@ pub(crate) struct Held {
     waiting: BTreeMap<OpId, Waiting>,
     /// The end of a step that the model knows before it is recorded.
     ahead: Option<Ahead>,
+    /// Questions that wait until the run knows enough, and how much that is.
+    asks: Vec<(AskId, Seq)>,
     /// Others have told the run something.
     called: bool,
     idle_since: Option<u64>,
@@ -136,24 +138,28 @@ impl Worker {
         self.sent.clear();
     }
 
+    fn welcome(&mut self, session: SessionId, lease: Duration, resumed: bool, now_us: u64) -> Vec<Act> {
+        self.lease_us = lease.as_micros();
+        if !resumed {
+            self.drop_all();
+        }
+        self.session = Some(session);
+        self.welcomed = true;
+        self.renewed_us = self.connected_us;
+        let again = |(&run_id, h): (&RunId, &Held)| -> Vec<Act> {
+            let send = |c: &WorkerCommit| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() });
+            h.unacked.iter().map(send).collect()
+        };
+        let mut acts: Vec<Act> = self.runs.iter().flat_map(again).collect();
+        let runs: Vec<RunId> = self.runs.keys().copied().collect();
+        acts.extend(runs.into_iter().flat_map(|run| self.go_on(run, now_us)));
+        acts
+    }
+
     pub(crate) fn hear(&mut self, message: WorkerOut, now_us: u64) -> Vec<Act> {
         match message {
             WorkerOut::Welcome { session_id, lease, resumed } => {
-                self.lease_us = lease.as_micros();
-                if !resumed {
-                    self.drop_all();
-                }
-                self.session = Some(session_id);
-                self.welcomed = true;
-                self.renewed_us = self.connected_us;
-                let again = |(&run_id, h): (&RunId, &Held)| -> Vec<Act> {
-                    let send = |c: &WorkerCommit| Act::Send(WorkerIn::Commit { run_id, commit: c.clone() });
-                    h.unacked.iter().map(send).collect()
-                };
-                let mut acts: Vec<Act> = self.runs.iter().flat_map(again).collect();
-                let runs: Vec<RunId> = self.runs.keys().copied().collect();
-                acts.extend(runs.into_iter().flat_map(|run| self.go_on(run, now_us)));
-                acts
+                self.welcome(session_id, lease, resumed, now_us)
             }
             WorkerOut::HeartbeatAck { number } => {
                 if let Some(at) = self.sent.remove(&number) {
@@ -171,6 +177,7 @@ impl Worker {
                 let news = events.iter().filter(|e| e.seq >= from);
                 let mut acts = self.events((run_id, epoch), news, committed, now_us);
                 acts.extend(self.go_on(run_id, now_us));
+                acts.extend(self.answer(run_id));
                 acts
             }
             WorkerOut::Rejected { run_id, epoch, rejection, number } => {
@@ -182,7 +189,28 @@ impl Worker {
                 }
                 Vec::new()
             }
-            WorkerOut::Ask { .. } => unreachable!("these workers do not say that they answer"),
+            // Its code agrees to everything, whoever has it.
+            WorkerOut::Ask { ask, epoch: 0, events, .. } => {
+                let seq = events.last().map_or(0, |last| last.seq);
+                vec![Act::Send(WorkerIn::Answer { ask, seq, said: Said::Passed })]
+            }
+            WorkerOut::Ask { ask, run_id, epoch, at_least, .. } => {
+                match self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch && !h.given_up) {
+                    Some(held) => held.asks.push((ask, at_least)),
+                    None => {
+                        let said = Said::Gone("it has left this worker".to_owned());
+                        return vec![Act::Send(WorkerIn::Answer { ask, seq: 0, said })];
+                    }
+                }
+                self.answer(run_id)
+            }
+            WorkerOut::Check { .. } => unreachable!("these workers do not say that they check"),
+            WorkerOut::StepTask(_)
+            | WorkerOut::StepCancel { .. }
+            | WorkerOut::StepAsk(_)
+            | WorkerOut::StepAck { .. } => {
+                unreachable!("these workers do not say that they run queued steps")
+            }
             WorkerOut::Drain => Vec::new(),
             WorkerOut::SessionClosed { .. } => {
                 self.drop_all();
@@ -235,6 +263,7 @@ impl Worker {
             starting: BTreeMap::new(),
             waiting: BTreeMap::new(),
             ahead: None,
+            asks: Vec::new(),
             called: false,
             idle_since: None,
             leaving: false,
@@ -385,6 +414,20 @@ impl Worker {
         acts
     }
 
+    /// Answers questions of a run from what is recorded of it.
+    fn answer(&mut self, run: RunId) -> Vec<Act> {
+        let Some(held) = self.runs.get_mut(&run).filter(|h| !h.given_up && h.ahead.is_none()) else {
+            return Vec::new();
+        };
+        let seq = held.seen;
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            held.asks.drain(..).partition(|(_, at_least)| *at_least <= seq);
+        held.asks = waiting;
+        held.called |= !ready.is_empty();
+        let answer = |(ask, _)| Act::Send(WorkerIn::Answer { ask, seq, said: Said::Passed });
+        ready.into_iter().map(answer).collect()
+    }
+
     fn begin(&mut self, run: RunId, attempt: Attempt, now_us: u64) -> Vec<Act> {
         let may_start = self.may_start(now_us);
         let Some(held) = self.runs.get_mut(&run) else { return Vec::new() };
@@ -434,7 +477,7 @@ impl Worker {
         if held.running.remove(&attempt.id).is_none() || held.leaving {
             return Vec::new();
         }
-        let policy = held.program.source.profile.retry_policy();
+        let policy = Some(held.program.source.profile.retry_policy());
         let (step, name, attempt_number) = (attempt.id, attempt.name.clone(), attempt.attempt);
         let elapsed = Duration::from_micros(attempt.step.slow_us);
         let fail = |failure| CommitCommand::FailStep {
@@ -481,7 +524,7 @@ impl Held {
         self.clock = Some((event.at.as_micros(), now_us));
         self.called |=
             matches!(event.body, EventBody::SignalReceived { .. } | EventBody::CancelRequested { .. });
-        self.called |= matches!(event.body, EventBody::StepResolved(_));
+        self.called |= matches!(event.body, EventBody::StepResolved(_) | EventBody::UpdateAccepted { .. });
         self.model.apply(event)
     }
 

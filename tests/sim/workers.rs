@@ -142,18 +142,19 @@ impl World {
         let hello = Hello {
             namespace: seat.namespace.to_owned(),
             task_queues: vec!["default".to_owned()],
-            workflow_types: Vec::new(),
-            asks: false,
+            workflow_types: vec![everstep_tests::program::WORKFLOW_TYPE.to_owned()],
+            asks: true,
             worker: WorkerInfo { identity: format!("w{worker}"), build_id: w.build_id().to_owned() },
             run_slots: 4,
             resume: w.session,
             held: w.held(),
+            ..Hello::default()
         };
         (seat.node, seat.link) = (node, link);
         for held in &hello.held {
             self.note_told(held.run_id, held.epoch, held.seen);
         }
-        self.send_up(worker, Input::Connect { link, hello });
+        self.send_up(worker, Input::Connect { link, hello: Box::new(hello) });
         self.at(now + LEASE.as_micros() / 3, Coming::Heartbeat { worker, link });
     }
 
@@ -243,6 +244,7 @@ impl World {
                     let link = seat.link;
                     if link != 0 && seat.worker.as_ref().is_some_and(|w| w.welcomed) {
                         self.note_asked(&message);
+                        self.note_agreed(&message);
                         self.send_up(worker, Input::FromWorker { link, message });
                     }
                 }

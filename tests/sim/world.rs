@@ -23,6 +23,7 @@ use crate::faults::Rates;
 use crate::model::Attempt;
 use crate::nodes::NodeSeat;
 use crate::store::SimStore;
+use crate::updates::Updates;
 use crate::verdict::Totals;
 use crate::workers::WorkerSeat;
 
@@ -139,6 +140,8 @@ pub(crate) enum Coming {
     Operator,
     /// A person looks after steps in doubt.
     Resolve,
+    /// Somebody wants something of some run's code.
+    Update,
     Heal,
 }
 
@@ -187,6 +190,7 @@ pub(crate) struct World {
     pub(crate) told: BTreeMap<(RunId, Epoch), Seq>,
     pub(crate) watched: BTreeMap<RunId, Watched>,
     over_since: Option<u64>,
+    pub(crate) updates: Updates,
     pub(crate) totals: Totals,
 }
 
@@ -226,6 +230,7 @@ impl World {
             told: BTreeMap::new(),
             watched: BTreeMap::new(),
             over_since: None,
+            updates: Updates::default(),
             totals: Totals::default(),
             dice,
         };
@@ -263,6 +268,10 @@ impl World {
         self.at(HEAL_US, Coming::Heal);
         self.at(HEAL_US + 1_000_000, Coming::Operator);
         self.at(RESOLVE_US, Coming::Resolve);
+        // Not everywhere: an update also wakes runs that nothing else would.
+        if self.dice.chance(0.5) {
+            self.at(RESOLVE_US, Coming::Update);
+        }
     }
 
     pub(crate) fn us(&self) -> u64 {
@@ -369,6 +378,7 @@ impl World {
             Coming::SetClock => self.set_clock(),
             Coming::Operator => self.operator(),
             Coming::Resolve => self.resolve(),
+            Coming::Update => self.somebody_updates(),
             Coming::Heal => self.store.heal(),
         }
     }
@@ -497,9 +507,16 @@ impl World {
         self.feed(node, input);
     }
 
+    /// The number of a new request.
+    pub(crate) fn request(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request
+    }
+
     fn is_over(&self) -> bool {
         self.watched.len() >= self.clients.len()
             && self.watched.values().all(|w| !w.is_open())
             && self.clients.iter().all(Client::is_done)
+            && self.store.truth().outbox_sync().is_empty()
     }
 }

@@ -48,6 +48,7 @@ impl RunningNode {
         config.lease = settings.lease.unwrap_or(Duration::from_secs(1)).into();
         config.sweep_interval = Duration::from_millis(200);
         config.look_interval = Duration::from_millis(200);
+        config.waiting_age = Duration::from_millis(200).into();
         config.scan_interval = Duration::from_millis(200);
         config.observer = settings.observer;
         let engine = Engine::start(config, store, dispatch).await?;

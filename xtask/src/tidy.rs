@@ -2,6 +2,7 @@
 
 mod crates;
 mod migrations;
+mod proof;
 mod sources;
 mod supply;
 #[cfg(test)]
@@ -70,6 +71,7 @@ fn check_tree(files: &[File]) -> Problems {
     problems.extend(crates::check(files));
     problems.extend(sources::check(files));
     problems.extend(migrations::check(files));
+    problems.extend(proof::check(files));
     problems
 }
 

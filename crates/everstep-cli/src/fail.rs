@@ -76,7 +76,7 @@ impl From<RunError> for Fail {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Client(error) => error.into(),
-            ended @ RunError::Ended { .. } => Self::refused(ended.to_string()),
+            ended @ (RunError::Ended { .. } | RunError::Continued { .. }) => Self::refused(ended.to_string()),
         }
     }
 }

@@ -66,6 +66,8 @@ fn what_a_server_says() {
                 run_id,
                 status: RunStatus::Running,
                 in_doubt: Vec::new(),
+                search_attributes: Default::default(),
+                memo: Default::default(),
                 run: Default::default(),
             };
             said.run.started_at = Some(prost_types::Timestamp { seconds: *seconds, nanos: *nanos });

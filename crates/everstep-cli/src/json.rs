@@ -1,12 +1,16 @@
 //! Stable JSON of runs and events. Fields are added, never renamed.
 
+mod between;
+pub(crate) mod notes;
+mod steps;
 #[cfg(test)]
 mod tests;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use everstep::client::{RunDescription, StepInDoubt};
+use everstep::client::{QueueDescription, QueueLimits, QueuedStep, RunDescription, StepInDoubt};
 use everstep_core::{
-    Actor, Doubt, Duration, Event, EventBody, Failure, Payload, Resolution, RunRow, StepResolved, Timestamp,
+    Actor, Doubt, Duration, Event, EventBody, Failure, Origin, Payload, RunId, RunRow, RunStarted, Timestamp,
+    UpdateOutcome,
 };
 use serde_json::{Value, json};
 
@@ -66,8 +70,12 @@ pub(crate) fn run(description: &RunDescription) -> Value {
         "started_at": stamp(&r.started_at), "closed_at": stamp(&r.closed_at), "attached": r.attached,
         "epoch": r.epoch, "build_id": r.build_id, "blocked_reason": r.blocked_reason,
         "cancel_requested": r.cancel_requested, "history_events": r.history_events,
-        "history_warning": r.history_warning,
+        "history_warning": r.history_warning, "waits_for_build": r.waits_for_build, "parent_run_id": r.parent_run_id,
+        "previous_run_id": r.previous_run_id, "first_run_id": r.first_run_id,
+        "successor_run_id": r.successor_run_id, "attempt": (r.attempt > 0).then_some(r.attempt),
         "in_doubt_steps": description.in_doubt.iter().map(step_in_doubt).collect::<Vec<_>>(),
+        "search_attributes": notes::values(&description.search_attributes),
+        "memo": notes::memo(&description.memo),
     })
 }
 
@@ -77,6 +85,29 @@ pub(crate) fn step_in_doubt(s: &StepInDoubt) -> Value {
         "run_id": s.run_id.to_string(), "workflow_id": s.workflow_id, "task_queue": s.task_queue,
         "step_id": s.step_id, "step": s.name, "attempt": s.attempt, "policy": s.policy.as_str(),
         "since": time(s.since),
+    })
+}
+
+/// A queued step that waits or runs.
+pub(crate) fn queued_step(s: &QueuedStep) -> Value {
+    json!({
+        "run_id": s.run_id.to_string(), "workflow_id": s.workflow_id, "task_queue": s.task_queue,
+        "step_id": s.step_id, "step": s.name, "attempt": s.attempt,
+        "state": if s.running { "running" } else { "queued" }, "priority": s.priority, "since": s.since.map(time),
+        "session": s.session.map(|session| session.to_string()),
+        "last_heartbeat_at": s.last_heartbeat_at.map(time), "cancel_requested": s.cancel_requested,
+    })
+}
+
+/// A task queue.
+pub(crate) fn queue(q: &QueueDescription) -> Value {
+    let QueueLimits { max_running, max_per_second, burst } = q.limits;
+    json!({
+        "task_queue": q.task_queue, "runs_waiting": q.runs_waiting, "steps_waiting": q.steps_waiting,
+        "steps_running": q.steps_running, "steps_later": q.steps_later,
+        "max_running": (max_running > 0).then_some(max_running),
+        "max_per_second": (max_per_second > 0.0).then_some(max_per_second), "burst": burst,
+        "oldest_waiting": q.oldest_waiting.map(time),
     })
 }
 
@@ -97,6 +128,7 @@ pub(crate) fn event(e: &Event) -> Value {
         Actor::Client(who) => format!("client:{who}"),
         Actor::Worker(who) => format!("worker:{who}"),
         Actor::System => "system".to_owned(),
+        Actor::Run(run) => format!("run:{run}"),
     };
     let mut value = json!({
         "seq": e.seq, "at": time(e.at), "epoch": e.epoch, "kind": e.body.kind(), "actor": actor,
@@ -115,34 +147,66 @@ pub(crate) fn doubt(d: &Doubt) -> Value {
     })
 }
 
-fn resolved(r: &StepResolved) -> Value {
-    let mut value = json!({"step_id": r.step.0, "step": r.name, "attempt": r.attempt, "note": r.note, "resolution": "retry"});
-    match &r.resolution {
-        Resolution::Completed(result) => {
-            value["resolution"] = "completed".into();
-            value["result"] = payload(result);
-        }
-        Resolution::Failed(f) => {
-            value["resolution"] = "failed".into();
-            value["failure"] = failure(f);
-        }
-        Resolution::Retry => {}
+/// How a run began; what most runs do not have is left out.
+fn started(s: &RunStarted) -> Value {
+    let mut value = json!({
+        "workflow_id": s.workflow_id, "workflow_type": s.workflow_type, "namespace": s.namespace,
+        "task_queue": s.task_queue, "input": payload(&s.input), "request_id": s.request_id,
+        "run_timeout_ms": s.run_timeout.map(millis), "traceparent": s.trace.traceparent,
+        // Text: a number of JSON does not hold 64 bits in every reader.
+        "seed": s.seed.to_string(),
+    });
+    if let Some(at) = s.start_at {
+        value["start_at"] = time(at).into();
     }
+    if let Some(policy) = &s.retry {
+        value["retry"] = json!(policy);
+    }
+    if s.origin != Origin::default() {
+        value["origin"] = json!(s.origin);
+    }
+    if let Some(policy) = &s.step_retry {
+        value["step_retry"] = json!(policy);
+    }
+    notes::add(&mut value, &s.notes);
     value
+}
+
+fn link(value: &mut Value, name: &str, run: Option<RunId>) {
+    if let Some(run) = run {
+        value[name] = run.to_string().into();
+    }
+}
+
+/// Of an event about an update.
+fn update(body: &EventBody) -> Value {
+    match body {
+        EventBody::UpdateAccepted { update_id, name, input } => {
+            json!({"update": name, "update_id": update_id, "input": payload(input)})
+        }
+        EventBody::UpdateCompleted { accepted, update_id, outcome } => {
+            let (field, value) = match outcome {
+                UpdateOutcome::Completed(result) => ("result", payload(result)),
+                UpdateOutcome::Failed(f) => ("failure", failure(f)),
+            };
+            json!({"accepted_seq": accepted, "update_id": update_id, field: value})
+        }
+        _ => json!({}),
+    }
 }
 
 fn attributes(body: &EventBody) -> Value {
     match body {
-        EventBody::RunStarted(s) => json!({
-            "workflow_id": s.workflow_id, "workflow_type": s.workflow_type, "namespace": s.namespace,
-            "task_queue": s.task_queue, "input": payload(&s.input), "request_id": s.request_id,
-            "run_timeout_ms": s.run_timeout.map(millis), "traceparent": s.trace.traceparent,
-            // Text: a number of JSON does not hold 64 bits in every reader.
-            "seed": s.seed.to_string(),
-        }),
-        EventBody::WorkerAttached { session, worker } => json!({
-            "session_id": session.to_string(), "worker": worker.identity, "build_id": worker.build_id,
-        }),
+        EventBody::RunStarted(s) => started(s),
+        EventBody::WorkerAttached { session, worker, pinned } => {
+            let mut value = json!({
+                "session_id": session.to_string(), "worker": worker.identity, "build_id": worker.build_id,
+            });
+            if *pinned {
+                value["pinned"] = true.into();
+            }
+            value
+        }
         EventBody::WorkerDetached { reason } => {
             use everstep_core::DetachReason::{Lost, Parked, Released};
             match reason {
@@ -151,37 +215,32 @@ fn attributes(body: &EventBody) -> Value {
                 Lost => json!({"reason": "lost"}),
             }
         }
-        EventBody::StepStarted { step, name, attempt, in_doubt } => {
-            let mut value = json!({"step_id": step.0, "step": name, "attempt": attempt});
-            if let Some(policy) = in_doubt {
-                value["in_doubt"] = policy.as_str().into();
-            }
-            value
-        }
-        EventBody::StepInDoubt { step, name, attempt } => {
-            json!({"step_id": step.0, "step": name, "attempt": attempt})
-        }
-        EventBody::StepResolved(r) => resolved(r),
-        EventBody::StepCompleted { step, name, attempt, elapsed, result } => json!({
-            "step_id": step.0, "step": name, "attempt": attempt, "elapsed_ms": millis(*elapsed),
-            "result": payload(result),
-        }),
-        EventBody::StepFailed { step, name, attempt, elapsed, failure: f, retry_at } => json!({
-            "step_id": step.0, "step": name, "attempt": attempt, "elapsed_ms": millis(*elapsed),
-            "failure": failure(f), "retry_at": retry_at.map(time),
-        }),
-        EventBody::TimerStarted { timer, fire_at } => json!({"timer_id": timer.0, "fire_at": time(*fire_at)}),
-        EventBody::TimerFired { timer } => json!({"timer": timer.kind.as_str(), "timer_id": timer.id}),
-        EventBody::TimerCanceled { timer } => json!({"timer_id": timer.0}),
+        EventBody::StepStarted { .. }
+        | EventBody::StepInDoubt { .. }
+        | EventBody::StepResolved(_)
+        | EventBody::StepScheduled(_)
+        | EventBody::StepCancelRequested { .. }
+        | EventBody::StepCompleted { .. }
+        | EventBody::StepFailed { .. }
+        | EventBody::TimerStarted { .. }
+        | EventBody::TimerFired { .. }
+        | EventBody::TimerCanceled { .. } => steps::attributes(body),
         EventBody::SignalReceived { name, signal_id, input } => {
             json!({"signal": name, "signal_id": signal_id, "input": payload(input)})
         }
         EventBody::CancelRequested { reason } | EventBody::RunTerminated { reason } => {
             json!({"reason": reason})
         }
+        EventBody::UpdateAccepted { .. } | EventBody::UpdateCompleted { .. } => update(body),
+        EventBody::AttributesUpserted { op, notes } => notes::upserted(op.0, notes),
         EventBody::VersionMarked { change_id, version } => {
             json!({"change_id": change_id, "version": version})
         }
+        EventBody::ChildScheduled(_)
+        | EventBody::ChildStarted { .. }
+        | EventBody::ChildClosed(_)
+        | EventBody::ExternalRequested(_)
+        | EventBody::ExternalResolved { .. } => between::attributes(body),
         EventBody::RunBlocked(b) => json!({
             "block": format!("{:?}", b.kind), "at_seq": b.at_seq, "expected": b.expected, "produced": b.produced,
             "source": b.source, "hint": b.hint, "build_id": b.build_id,
@@ -190,11 +249,21 @@ fn attributes(body: &EventBody) -> Value {
         EventBody::RunCompleted { result, unconsumed } => {
             json!({"result": payload(result), "unconsumed": unconsumed})
         }
-        EventBody::RunFailed { failure: f, unconsumed } => {
-            json!({"failure": failure(f), "unconsumed": unconsumed})
+        EventBody::RunFailed { failure: f, unconsumed, retried_by } => {
+            let mut value = json!({"failure": failure(f), "unconsumed": unconsumed});
+            link(&mut value, "retried_by_run_id", *retried_by);
+            value
+        }
+        EventBody::RunContinued { successor, carried } => {
+            json!({"successor_run_id": successor.to_string(), "carried": carried})
         }
         EventBody::RunCanceled { details } => json!({"details": details}),
-        EventBody::RunTimedOut | EventBody::Ignored { .. } => json!({}),
+        EventBody::RunTimedOut { retried_by } => {
+            let mut value = json!({});
+            link(&mut value, "retried_by_run_id", *retried_by);
+            value
+        }
+        EventBody::Ignored { .. } => json!({}),
     }
 }
 

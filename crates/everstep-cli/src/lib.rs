@@ -17,7 +17,10 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use commands::{admin, bench, crash, demo, dev, doctor, migrate, run, server, step};
+use commands::{
+    admin, attribute, bench, build, crash, demo, dev, doctor, gate, migrate, namespace, queue, run, server,
+    step,
+};
 use fail::Fail;
 
 /// Durable workflows: run the server, look at runs, try it out.
@@ -46,9 +49,26 @@ enum Command {
     /// Start, show and steer runs
     #[command(subcommand)]
     Run(run::Command),
-    /// See which steps are in doubt, and say what became of one
+    /// See which steps wait, run elsewhere or are in doubt, and say what became of one
     #[command(subcommand)]
     Step(step::Command),
+    /// See what waits in task queues, and limit how fast they are worked off
+    #[command(subcommand)]
+    Queue(queue::Command),
+    /// Replay files through the code of a build; exit 1 if one does not fit
+    Replay(gate::ReplayArgs),
+    /// Try the code of workers
+    #[command(subcommand)]
+    Worker(gate::WorkerCommand),
+    /// See which builds are there and waited for, and let one go on with the runs of another
+    #[command(subcommand)]
+    Build(build::Command),
+    /// Make namespaces, and say what their runs get by default
+    #[command(subcommand)]
+    Namespace(namespace::Command),
+    /// Declare what runs can be found by
+    #[command(subcommand)]
+    Attribute(attribute::Command),
     /// Export and check a database without a server
     #[command(subcommand)]
     Admin(admin::Command),
@@ -146,6 +166,12 @@ async fn dispatch(command: Command) -> Result<(), Fail> {
         Command::Migrate(args) => migrate::run(args).await,
         Command::Run(command) => run::run(command).await,
         Command::Step(command) => step::run(command).await,
+        Command::Queue(command) => queue::run(command).await,
+        Command::Replay(args) => gate::replay(args).await,
+        Command::Worker(command) => gate::worker(command).await,
+        Command::Build(command) => build::run(command).await,
+        Command::Namespace(command) => namespace::run(command).await,
+        Command::Attribute(command) => attribute::run(command).await,
         Command::Admin(command) => admin::run(command).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Demo(demo::Command::Crash(args)) => crash::run(args).await,

@@ -1,8 +1,10 @@
 //! Requests that may be rejected. Names are verb + noun.
 
 use crate::{
-    Actor, Blocked, CommandId, ConflictPolicy, DoubtPolicy, Duration, Epoch, Failure, OpId, Payload,
-    Resolution, RetryPolicy, ReusePolicy, Seq, SessionId, TimerKey, Timestamp, TraceContext, WorkerInfo,
+    Actor, Blocked, ChildClosed, ChildScheduled, CommandId, ConflictPolicy, DoubtPolicy, Duration, Epoch,
+    ExternalRequested, Failure, FirstMessage, Notes, NotesChange, OpId, Origin, Payload, Resolution,
+    RetryPolicy, ReusePolicy, Seq, SessionId, StartDefaults, StepEnd, StepScheduled, StepTimeout, TimerKey,
+    Timestamp, TraceContext, UpdateOutcome, WorkerInfo,
 };
 
 /// A request to one existing run.
@@ -28,6 +30,18 @@ pub enum CommandBody {
         /// The message.
         input: Payload,
     },
+    /// Record that its code has agreed to an update.
+    AcceptUpdate {
+        /// The caller's id of the update; a second one with the same id is the same update.
+        update_id: String,
+        /// Name of the handler.
+        name: String,
+        /// What it gets.
+        input: Payload,
+        /// Last event that the code had applied when it agreed. Refused when there are later ones
+        /// ([`Rejection::UnseenEvents`](crate::Rejection::UnseenEvents)).
+        seen: Seq,
+    },
     /// Ask it to stop in its own time.
     Cancel {
         /// For a person.
@@ -49,6 +63,51 @@ pub enum CommandBody {
         /// For a person.
         note: String,
     },
+    /// Say how an attempt of a queued step ended.
+    FinishStep {
+        /// The step.
+        step: OpId,
+        /// The attempt.
+        attempt: u32,
+        /// How long it ran.
+        elapsed: Duration,
+        /// How it ended.
+        end: StepEnd,
+    },
+    /// Tell it that a time of a queued step has run out.
+    ExpireStep {
+        /// The step.
+        step: OpId,
+        /// The attempt.
+        attempt: u32,
+        /// Which time.
+        timeout: StepTimeout,
+    },
+    /// Tell it that the worker that had an attempt of a queued step is gone.
+    LoseStep {
+        /// The step.
+        step: OpId,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// Tell it that a child has begun.
+    ChildStarted {
+        /// The operation of its code.
+        child: OpId,
+        /// The event that scheduled it.
+        scheduled: Seq,
+    },
+    /// Tell it that a child has ended, or could not begin.
+    ChildClosed(Box<ChildClosed>),
+    /// Tell it what became of a request to another run.
+    ResolveExternal {
+        /// The operation of its code.
+        op: OpId,
+        /// The event that made the request.
+        requested: Seq,
+        /// Why it was not delivered; `None` when it was.
+        failure: Option<Failure>,
+    },
     /// Tell it that an instant has come.
     FireTimer {
         /// Which.
@@ -69,6 +128,17 @@ pub struct Attach {
     pub session: SessionId,
     /// Which worker.
     pub worker: WorkerInfo,
+    /// It keeps runs of this type to its build.
+    pub pinned: bool,
+    /// Builds whose runs its code continues.
+    pub compatible: Vec<String>,
+}
+
+impl Attach {
+    /// A claim of a worker that pins nothing.
+    pub fn by(session: SessionId, worker: WorkerInfo) -> Self {
+        Self { session, worker, pinned: false, compatible: Vec::new() }
+    }
 }
 
 /// The end of a claim whose session is closed.
@@ -134,8 +204,15 @@ pub enum CommitCommand {
         elapsed: Duration,
         /// Why.
         failure: Failure,
-        /// The step's policy.
-        policy: RetryPolicy,
+        /// The step's policy; without one, the run's.
+        policy: Option<RetryPolicy>,
+    },
+    /// Let a worker of a task queue run a step. Its queue may be empty: the run's.
+    ScheduleStep(Box<StepScheduled>),
+    /// The workflow does not want a queued step any more.
+    CancelStep {
+        /// The step.
+        step: OpId,
     },
     /// Wake the run after `delay`, counted from when this is decided.
     StartTimer {
@@ -149,12 +226,31 @@ pub enum CommitCommand {
         /// The timer.
         timer: OpId,
     },
+    /// The workflow has answered an update.
+    CompleteUpdate {
+        /// The event that accepted it.
+        accepted: Seq,
+        /// What came of it.
+        outcome: UpdateOutcome,
+    },
+    /// Start a child. Its run id follows from the decision; an empty queue is the parent's, an empty workflow id
+    /// is made of the parent's run id and the operation.
+    StartChild(Box<ChildScheduled>),
+    /// Ask something of another run.
+    RequestExternal(Box<ExternalRequested>),
     /// The workflow chose a version of a change in its code.
     MarkVersion {
         /// The change.
         change_id: String,
         /// The version.
         version: u32,
+    },
+    /// The workflow says something about itself, for lists and people.
+    Upsert {
+        /// The operation of the code.
+        op: OpId,
+        /// What changes.
+        notes: Box<NotesChange>,
     },
     /// The workflow returned a result.
     CompleteRun {
@@ -170,6 +266,8 @@ pub enum CommitCommand {
         /// Signals that it never consumed, by seq.
         unconsumed: Vec<Seq>,
     },
+    /// The workflow goes on in a new run, with the same workflow id.
+    ContinueAsNew(Box<Continuation>),
     /// The workflow ended after a cancel request.
     CancelRun {
         /// What it said about it.
@@ -186,8 +284,23 @@ pub enum CommitCommand {
     Block(Box<Blocked>),
 }
 
+/// How a workflow goes on in a new run. What is left empty is as it was.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Continuation {
+    /// Which workflow.
+    pub workflow_type: String,
+    /// Queue whose workers run it.
+    pub task_queue: String,
+    /// Argument of the workflow.
+    pub input: Payload,
+    /// Longest life of the new run.
+    pub run_timeout: Option<Duration>,
+    /// Signals that the workflow never consumed, by seq: the new run is given them again.
+    pub unconsumed: Vec<Seq>,
+}
+
 /// A request for a new run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StartRun {
     /// Isolation boundary; must exist.
     pub namespace: String,
@@ -203,6 +316,10 @@ pub struct StartRun {
     pub request_id: String,
     /// Longest life of the run.
     pub run_timeout: Option<Duration>,
+    /// How long it has no worker yet.
+    pub start_delay: Option<Duration>,
+    /// Whether and when a new run tries again after this one has failed.
+    pub retry: Option<RetryPolicy>,
     /// What to do when a closed run holds the workflow id.
     pub reuse: ReusePolicy,
     /// What to do when an open run holds the workflow id.
@@ -211,4 +328,12 @@ pub struct StartRun {
     pub trace: TraceContext,
     /// Who asks, for the history.
     pub identity: String,
+    /// Which runs it comes from; never from a client.
+    pub origin: Origin,
+    /// What the run says about itself as it begins.
+    pub notes: Notes,
+    /// What the run gets with it, whether it starts or is there.
+    pub first: Option<FirstMessage>,
+    /// What the namespace sets where the request is silent. No part of what makes it the same request.
+    pub defaults: StartDefaults,
 }

@@ -1,12 +1,25 @@
 //! What a request said, in eight bytes: to recognise a repeat, not to prove anything.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{Failure, Payload};
 
 /// The first eight bytes of a SHA-256 over fields with their lengths.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest([u8; 8]);
+
+impl Digest {
+    /// It as a number.
+    pub const fn as_u64(self) -> u64 {
+        u64::from_be_bytes(self.0)
+    }
+
+    /// The one that [`as_u64`](Self::as_u64) gave.
+    pub const fn from_u64(number: u64) -> Self {
+        Self(number.to_be_bytes())
+    }
+}
 
 /// Takes in a request, field by field.
 pub(crate) struct Digester(Sha256);

@@ -36,6 +36,8 @@ pub enum Rejection {
     RunClosed {
         /// How it ended.
         status: RunStatus,
+        /// The run that follows it, if one does.
+        successor: Option<RunId>,
     },
     /// Another run holds the workflow id, and the policy does not allow a second.
     #[error("workflow id is taken by run {run_id} ({status}), and the {policy} policy forbids a new run")]
@@ -78,6 +80,14 @@ pub enum Rejection {
         /// Last event of the run.
         tail: Seq,
     },
+    /// The run belongs to a build that the worker neither is nor continues.
+    #[error("the run belongs to build '{wants}', which build '{has}' does not continue")]
+    WrongBuild {
+        /// The run's.
+        wants: String,
+        /// The worker's.
+        has: String,
+    },
     /// A timer's instant has not come.
     #[error("the timer is not due yet")]
     NotDue,
@@ -87,6 +97,28 @@ pub enum Rejection {
         /// The step.
         step: OpId,
         /// The attempt that was named; 0 for whichever is.
+        attempt: u32,
+    },
+    /// The run has no such queued step.
+    #[error("the run has no queued step {step}")]
+    StepNotFound {
+        /// The step.
+        step: OpId,
+    },
+    /// The attempt of a queued step is over: another one is under way, or Everstep ended the step.
+    #[error("attempt {attempt} of step {step} is over")]
+    StaleAttempt {
+        /// The step.
+        step: OpId,
+        /// The attempt that was named.
+        attempt: u32,
+    },
+    /// The attempt of a queued step ended in another way before.
+    #[error("attempt {attempt} of step {step} ended before, and in another way")]
+    ResultConflict {
+        /// The step.
+        step: OpId,
+        /// The attempt that was named.
         attempt: u32,
     },
     /// A worker's commit contradicts the run. Nothing of it was recorded.

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CommandId, Duration, Epoch, Failure, OpId, Payload, Seq, SessionId, Timestamp};
+use crate::{
+    ChildClosed, ChildScheduled, CommandId, Duration, Epoch, ExternalAction, ExternalRequested, Failure,
+    HeardSignal, Notes, NotesChange, OpId, Payload, RetryPolicy, RunId, Seq, SessionId, StepScheduled,
+    Timestamp,
+};
 
 /// One immutable fact of one run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +34,8 @@ pub enum Actor {
     Worker(String),
     /// Everstep itself: a timer, a sweep, a limit.
     System,
+    /// Another run, by what its workflow asked for or by its end.
+    Run(RunId),
 }
 
 /// What happened. Names are noun + past participle.
@@ -43,6 +49,8 @@ pub enum EventBody {
         session: SessionId,
         /// Which worker that is.
         worker: WorkerInfo,
+        /// The run stays with its build.
+        pinned: bool,
     },
     /// The run has no worker any more.
     WorkerDetached {
@@ -72,6 +80,13 @@ pub enum EventBody {
     },
     /// A person said what became of an attempt in doubt.
     StepResolved(Box<StepResolved>),
+    /// The workflow asked for a step that a worker of a task queue runs.
+    StepScheduled(Box<StepScheduled>),
+    /// The workflow does not want a queued step any more. The step ends all the same, and says how.
+    StepCancelRequested {
+        /// The step.
+        step: OpId,
+    },
     /// A step ended well. Its start may be folded into this event (see `attempt` and `elapsed`).
     StepCompleted {
         /// The step.
@@ -126,6 +141,24 @@ pub enum EventBody {
         /// The message.
         input: Payload,
     },
+    /// The run's code has agreed to do what somebody asks for, as it stood after the event before.
+    UpdateAccepted {
+        /// The caller's id of the request; unique within the run.
+        update_id: String,
+        /// Name of the handler.
+        name: String,
+        /// What it gets.
+        input: Payload,
+    },
+    /// The run's code has answered an update.
+    UpdateCompleted {
+        /// The event that accepted it.
+        accepted: Seq,
+        /// The caller's id of the request.
+        update_id: String,
+        /// What came of it.
+        outcome: UpdateOutcome,
+    },
     /// Somebody asked the workflow to stop in its own time.
     CancelRequested {
         /// Why, for a person; may be empty.
@@ -137,6 +170,35 @@ pub enum EventBody {
         change_id: String,
         /// The version that was chosen, for as long as the run lives.
         version: u32,
+    },
+    /// The workflow started a child. Its run begins a moment later.
+    ChildScheduled(Box<ChildScheduled>),
+    /// A child has begun. Only when the code asked to be told.
+    ChildStarted {
+        /// The operation of the code.
+        child: OpId,
+        /// The event that scheduled it.
+        scheduled: Seq,
+    },
+    /// A child has ended, or could not begin.
+    ChildClosed(Box<ChildClosed>),
+    /// The workflow wants something of another run.
+    ExternalRequested(Box<ExternalRequested>),
+    /// What became of such a request.
+    ExternalResolved {
+        /// The operation of the code.
+        op: OpId,
+        /// The event that made the request.
+        requested: Seq,
+        /// Why it was not delivered; `None` when it was.
+        failure: Option<Failure>,
+    },
+    /// The workflow said something about itself, for lists and people.
+    AttributesUpserted {
+        /// The operation of the code.
+        op: OpId,
+        /// What changed.
+        notes: Box<NotesChange>,
     },
     /// The run cannot go on until a worker with other code connects.
     RunBlocked(Box<Blocked>),
@@ -156,8 +218,17 @@ pub enum EventBody {
     RunFailed {
         /// Why.
         failure: Failure,
-        /// Signals that it never consumed, by seq.
+        /// Signals that it never consumed, by seq; none when another attempt is given them again.
         unconsumed: Vec<Seq>,
+        /// The run that is the next attempt. It was started in the same append.
+        retried_by: Option<RunId>,
+    },
+    /// The workflow goes on in a new run, which was started in the same append. Last event.
+    RunContinued {
+        /// The new run.
+        successor: RunId,
+        /// What that run is given again, by seq: signals that this one never consumed, and the request to stop.
+        carried: Vec<Seq>,
     },
     /// The workflow ended after a cancel request. Last event.
     RunCanceled {
@@ -170,7 +241,10 @@ pub enum EventBody {
         reason: String,
     },
     /// The run outlived its run timeout. Last event.
-    RunTimedOut,
+    RunTimedOut {
+        /// The run that is the next attempt. It was started in the same append.
+        retried_by: Option<RunId>,
+    },
     /// An event of a newer version that readers may skip. Never written by this version.
     Ignored {
         /// Its kind, as stored.
@@ -179,7 +253,7 @@ pub enum EventBody {
 }
 
 /// How a run began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunStarted {
     /// Isolation boundary.
     pub namespace: String,
@@ -199,6 +273,45 @@ pub struct RunStarted {
     pub seed: u64,
     /// W3C trace context of the request that started the run.
     pub trace: TraceContext,
+    /// Before this instant it has no worker.
+    pub start_at: Option<Timestamp>,
+    /// Whether and when a new run tries again after this one has failed.
+    pub retry: Option<RetryPolicy>,
+    /// Which runs it comes from.
+    pub origin: Origin,
+    /// The policy of steps whose code sets none.
+    pub step_retry: Option<RetryPolicy>,
+    /// What it says about itself as it begins.
+    pub notes: Notes,
+}
+
+/// Which runs a run comes from; all empty for one that a caller asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Origin {
+    /// The run whose workflow started this one.
+    pub parent: Option<ParentLink>,
+    /// The run that this one follows.
+    pub previous: Option<RunId>,
+    /// The first run of the chain that this one is in.
+    pub first: Option<RunId>,
+    /// Which attempt this is of those that follow failures, from 1; 0 reads as 1.
+    pub attempt: u32,
+    /// Signals that the runs before it took a moment ago, by id.
+    pub heard: Vec<HeardSignal>,
+}
+
+/// The place in another run's history that a run comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentLink {
+    /// The run that started it.
+    pub run_id: RunId,
+    /// The operation of that run's code.
+    pub child: OpId,
+    /// The event that scheduled it.
+    pub scheduled: Seq,
+    /// The code asked to be told of the start.
+    pub report_start: bool,
 }
 
 /// W3C trace context; both empty when there was none.
@@ -280,6 +393,15 @@ pub enum Resolution {
     Retry,
 }
 
+/// What a run's code answers to an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateOutcome {
+    /// It is done, with this result.
+    Completed(Payload),
+    /// It was accepted, and failed all the same.
+    Failed(Failure),
+}
+
 /// Why a worker let go of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DetachReason {
@@ -296,7 +418,7 @@ pub enum DetachReason {
 pub struct TimerKey {
     /// Which kind.
     pub kind: TimerKind,
-    /// The timer's or step's id; 0 for the run timeout.
+    /// The timer's or step's id; 0 for the run timeout and the start.
     pub id: u32,
 }
 
@@ -309,11 +431,15 @@ pub enum TimerKind {
     Retry,
     /// The run's longest life.
     RunTimeout,
+    /// The instant before which the run has no worker.
+    Start,
 }
 
 impl TimerKey {
     /// The run timeout.
     pub const RUN_TIMEOUT: Self = Self { kind: TimerKind::RunTimeout, id: 0 };
+    /// The start of a run that was delayed.
+    pub const START: Self = Self { kind: TimerKind::Start, id: 0 };
 
     /// A timer of the workflow's.
     pub const fn timer(id: OpId) -> Self {
@@ -366,21 +492,32 @@ impl EventBody {
             Self::StepStarted { .. } => "StepStarted",
             Self::StepInDoubt { .. } => "StepInDoubt",
             Self::StepResolved(_) => "StepResolved",
+            Self::StepScheduled(_) => "StepScheduled",
+            Self::StepCancelRequested { .. } => "StepCancelRequested",
             Self::StepCompleted { .. } => "StepCompleted",
             Self::StepFailed { .. } => "StepFailed",
             Self::TimerStarted { .. } => "TimerStarted",
             Self::TimerFired { .. } => "TimerFired",
             Self::TimerCanceled { .. } => "TimerCanceled",
             Self::SignalReceived { .. } => "SignalReceived",
+            Self::UpdateAccepted { .. } => "UpdateAccepted",
+            Self::UpdateCompleted { .. } => "UpdateCompleted",
             Self::CancelRequested { .. } => "CancelRequested",
             Self::VersionMarked { .. } => "VersionMarked",
+            Self::AttributesUpserted { .. } => "AttributesUpserted",
+            Self::ChildScheduled(_) => "ChildScheduled",
+            Self::ChildStarted { .. } => "ChildStarted",
+            Self::ChildClosed(_) => "ChildClosed",
+            Self::ExternalRequested(_) => "ExternalRequested",
+            Self::ExternalResolved { .. } => "ExternalResolved",
             Self::RunBlocked(_) => "RunBlocked",
             Self::RunUnblocked { .. } => "RunUnblocked",
             Self::RunCompleted { .. } => "RunCompleted",
             Self::RunFailed { .. } => "RunFailed",
             Self::RunCanceled { .. } => "RunCanceled",
             Self::RunTerminated { .. } => "RunTerminated",
-            Self::RunTimedOut => "RunTimedOut",
+            Self::RunContinued { .. } => "RunContinued",
+            Self::RunTimedOut { .. } => "RunTimedOut",
             Self::Ignored { kind } => kind,
         }
     }
@@ -393,31 +530,112 @@ impl EventBody {
                 | Self::RunFailed { .. }
                 | Self::RunCanceled { .. }
                 | Self::RunTerminated { .. }
-                | Self::RunTimedOut
+                | Self::RunContinued { .. }
+                | Self::RunTimedOut { .. }
         )
+    }
+
+    /// True for what can come to a run without its owner: the owner has to be told. Ends of steps are among them, as
+    /// others run queued steps; what the owner itself committed is told apart by its command.
+    pub fn is_news_from_outside(&self) -> bool {
+        match self {
+            Self::SignalReceived { .. }
+            | Self::CancelRequested { .. }
+            | Self::TimerFired { .. }
+            | Self::StepInDoubt { .. }
+            | Self::StepResolved(_)
+            | Self::StepCompleted { .. }
+            | Self::StepFailed { .. }
+            | Self::UpdateAccepted { .. }
+            | Self::ChildStarted { .. }
+            | Self::ChildClosed(_)
+            | Self::ExternalResolved { .. } => true,
+            Self::RunStarted(_)
+            | Self::WorkerAttached { .. }
+            | Self::WorkerDetached { .. }
+            | Self::StepStarted { .. }
+            | Self::StepScheduled(_)
+            | Self::StepCancelRequested { .. }
+            | Self::TimerStarted { .. }
+            | Self::TimerCanceled { .. }
+            | Self::UpdateCompleted { .. }
+            | Self::VersionMarked { .. }
+            | Self::AttributesUpserted { .. }
+            | Self::ChildScheduled(_)
+            | Self::ExternalRequested(_)
+            | Self::RunBlocked(_)
+            | Self::RunUnblocked { .. }
+            | Self::RunCompleted { .. }
+            | Self::RunFailed { .. }
+            | Self::RunCanceled { .. }
+            | Self::RunTerminated { .. }
+            | Self::RunContinued { .. }
+            | Self::RunTimedOut { .. }
+            | Self::Ignored { .. } => false,
+        }
+    }
+
+    /// The run that follows the one that this event ends, if one does.
+    pub fn successor(&self) -> Option<RunId> {
+        match self {
+            Self::RunContinued { successor, .. } => Some(*successor),
+            Self::RunFailed { retried_by, .. } | Self::RunTimedOut { retried_by } => *retried_by,
+            _ => None,
+        }
     }
 
     /// The operation of the workflow's code that this event is about, if it is about one.
     pub fn op(&self) -> Option<OpId> {
         match self {
             Self::StepResolved(resolved) => Some(resolved.step),
+            Self::StepScheduled(scheduled) => Some(scheduled.step),
+            Self::ChildScheduled(scheduled) => Some(scheduled.child),
+            Self::ChildClosed(closed) => Some(closed.child),
+            Self::ExternalRequested(requested) => Some(requested.op),
+            Self::ChildStarted { child: op, .. } | Self::ExternalResolved { op, .. } => Some(*op),
             Self::StepStarted { step: op, .. }
             | Self::StepInDoubt { step: op, .. }
+            | Self::StepCancelRequested { step: op }
+            | Self::AttributesUpserted { op, .. }
             | Self::StepCompleted { step: op, .. }
             | Self::StepFailed { step: op, .. }
             | Self::TimerStarted { timer: op, .. }
             | Self::TimerCanceled { timer: op } => Some(*op),
-            Self::TimerFired { timer } if timer.kind != TimerKind::RunTimeout => Some(OpId(timer.id)),
+            Self::TimerFired { timer: TimerKey { kind: TimerKind::Timer | TimerKind::Retry, id } } => {
+                Some(OpId(*id))
+            }
             _ => None,
         }
+    }
+
+    /// Bytes of the user's that are kept with this event: its payload, and notes.
+    pub fn data_bytes(&self) -> usize {
+        let notes = match self {
+            Self::RunStarted(started) => started.notes.bytes(),
+            Self::AttributesUpserted { notes, .. } => notes.bytes(),
+            _ => 0,
+        };
+        self.payload().map_or(0, |payload| payload.data.len()) + notes
     }
 
     /// The user's bytes that this event carries, if its kind carries any.
     pub fn payload(&self) -> Option<&Payload> {
         match self {
             Self::RunStarted(s) => Some(&s.input),
+            Self::StepScheduled(scheduled) => Some(&scheduled.input),
+            Self::ChildScheduled(scheduled) => Some(&scheduled.input),
+            Self::ChildClosed(closed) => Some(closed.outcome.payload()),
+            Self::ExternalRequested(requested) => match &requested.action {
+                ExternalAction::Signal { input, .. } => Some(input),
+                ExternalAction::Cancel { .. } => None,
+            },
+            Self::ExternalResolved { failure, .. } => failure.as_ref().map(|failure| &failure.details),
             Self::StepCompleted { result, .. } | Self::RunCompleted { result, .. } => Some(result),
-            Self::SignalReceived { input, .. } => Some(input),
+            Self::SignalReceived { input, .. } | Self::UpdateAccepted { input, .. } => Some(input),
+            Self::UpdateCompleted { outcome, .. } => match outcome {
+                UpdateOutcome::Completed(result) => Some(result),
+                UpdateOutcome::Failed(failure) => Some(&failure.details),
+            },
             Self::StepFailed { failure, .. } | Self::RunFailed { failure, .. } => Some(&failure.details),
             Self::StepResolved(resolved) => match &resolved.resolution {
                 Resolution::Completed(result) => Some(result),

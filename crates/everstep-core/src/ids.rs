@@ -5,9 +5,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use sha2::{Digest as _, Sha256};
+use uuid::{Builder, Uuid};
 
-use crate::Rejection;
+use crate::{Rejection, Timestamp};
 
 /// Position of an event in its run's history: 1, 2, 3 … without a gap.
 pub type Seq = u64;
@@ -83,7 +84,36 @@ uuid_id!(
     AskId
 );
 
+/// The SHA-256 of parts with their lengths.
+fn hash_of(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+impl RunId {
+    /// The id of a run that follows from something recorded: the same `now` and parts give the same id, so a start
+    /// that is repeated is the same start. A UUIDv7 of `now`, as the log's partitions want it.
+    pub fn derived(now: Timestamp, parts: &[&[u8]]) -> Self {
+        let millis = u64::try_from(now.as_micros() / 1_000).unwrap_or(0);
+        let mut random = [0; 10];
+        random.copy_from_slice(&hash_of(parts)[..10]);
+        Self(Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    }
+}
+
 impl CommandId {
+    /// The id of a request that follows from something recorded: the same parts give the same id. Never taken for a
+    /// worker's commit.
+    pub fn derived(parts: &[&[u8]]) -> Self {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash_of(parts)[..16]);
+        Self(Builder::from_random_bytes(bytes).into_uuid())
+    }
+
     /// The id of a worker's commit number `number` (1, 2, …) under `epoch` on `run`.
     ///
     /// It is a UUIDv8 that can be read back with [`CommandId::worker_commit`], so that an owner's resent
@@ -142,4 +172,35 @@ pub fn validate_name(field: &'static str, text: &str) -> Result<(), Rejection> {
         return Ok(());
     };
     Err(Rejection::InvalidId { field, problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn derived_ids_are_of_their_instant_and_differ_with_their_parts() {
+        let now = Timestamp::from_micros(1_763_740_800_123_456);
+        let id = |n: u64| RunId::derived(now, &[b"child", &n.to_be_bytes()]);
+        let all: BTreeSet<RunId> = (0..100_000).map(id).collect();
+        assert_eq!(all.len(), 100_000);
+        for run in all.iter().take(100) {
+            assert_eq!(run.uuid().get_version_num(), 7);
+            assert_eq!(run.as_bytes()[..6], 1_763_740_800_123_u64.to_be_bytes()[2..]);
+        }
+        assert_eq!(id(7), id(7));
+        assert_ne!(RunId::derived(now, &[b"ab", b"c"]), RunId::derived(now, &[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn a_derived_command_is_no_worker_commit() {
+        let run = RunId::derived(Timestamp::default(), &[b"run"]);
+        for n in 0..1_000_u32 {
+            let id = CommandId::derived(&[b"close", &n.to_be_bytes()]);
+            assert_eq!(id, CommandId::derived(&[b"close", &n.to_be_bytes()]));
+            assert_eq!(id.worker_commit(run), None);
+        }
+    }
 }

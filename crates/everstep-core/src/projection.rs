@@ -1,12 +1,14 @@
 //! What the tables beside the log hold: everything here can be computed from the events.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use everstep_fault::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DoubtPolicy, Epoch, Event, EventBody, OpId, Run, RunId, Seq, SessionId, TimerKey, TimerKind, Timestamp,
+    Attribute, ChildOutcome, DoubtPolicy, Epoch, Event, EventBody, OpId, Run, RunId, Seq, SessionId,
+    StepTask, TimerKey, TimerKind, Timestamp,
 };
 
 /// How a run stands.
@@ -27,11 +29,13 @@ pub enum RunStatus {
     Terminated,
     /// Closed by its run timeout.
     TimedOut,
+    /// Closed by its workflow, which goes on in a new run.
+    Continued,
 }
 
 impl RunStatus {
     /// Every status, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Running,
         Self::Blocked,
         Self::Completed,
@@ -39,6 +43,7 @@ impl RunStatus {
         Self::Canceled,
         Self::Terminated,
         Self::TimedOut,
+        Self::Continued,
     ];
 
     /// True once the run has ended.
@@ -56,6 +61,7 @@ impl RunStatus {
             Self::Canceled => "canceled",
             Self::Terminated => "terminated",
             Self::TimedOut => "timed_out",
+            Self::Continued => "continued",
         }
     }
 
@@ -137,6 +143,20 @@ pub struct QueueKey {
     pub task_queue: String,
 }
 
+/// The task of a run that needs a worker: which queue it is in, and what the worker has to have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TaskRow {
+    /// The queue.
+    #[serde(flatten)]
+    pub queue: QueueKey,
+    /// The code; empty in rows of releases that did not say, which stand for any.
+    #[serde(default)]
+    pub workflow_type: String,
+    /// The build that the run belongs to; empty for any.
+    #[serde(default)]
+    pub build_id: String,
+}
+
 /// One change of a projection table, in the transaction of the events it follows from. Values are
 /// absolute, so writing one twice changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,8 +169,8 @@ pub enum Write {
     TimerDeleted(TimerKey),
     /// Delete all timers of the run.
     TimersCleared,
-    /// Insert the run's task: it needs a worker of this queue.
-    TaskSet(QueueKey),
+    /// Insert the run's task: it needs such a worker.
+    TaskSet(TaskRow),
     /// Delete the run's task, if it is there.
     TaskDeleted,
     /// Insert or overwrite an attempt in doubt.
@@ -159,6 +179,27 @@ pub enum Write {
     DoubtDeleted(OpId),
     /// Delete all attempts in doubt of the run.
     DoubtsCleared,
+    /// Insert or overwrite a queued step. Who has the attempt stays, while attempt and `visible_at` do; what it
+    /// last said stays.
+    StepTaskSet(Box<StepTask>),
+    /// Delete a queued step, if it is there.
+    StepTaskDeleted(OpId),
+    /// Delete all queued steps of the run.
+    StepTasksCleared,
+    /// Replace the run's search attributes.
+    AttributesSet(Box<AttributeRows>),
+    /// Note that other runs have to hear of the event with this seq.
+    OutboxSet {
+        /// The event.
+        seq: Seq,
+    },
+    /// Others have heard of it.
+    OutboxDeleted {
+        /// The event.
+        seq: Seq,
+    },
+    /// Insert or overwrite which runs this one is linked to.
+    LinkSet(Box<RunLink>),
     /// Note that the owner has to be told of events up to `seq`: it is connected elsewhere.
     WakeSet {
         /// Last event that it has to see.
@@ -171,6 +212,21 @@ pub enum Write {
     },
 }
 
+/// Which runs a run comes from, and which one follows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunLink {
+    /// The run whose workflow started it, and the operation that did.
+    pub parent: Option<(RunId, OpId)>,
+    /// The run that it follows.
+    pub previous: Option<RunId>,
+    /// The first run of that chain, unless this is it.
+    pub first: Option<RunId>,
+    /// The run that follows it.
+    pub successor: Option<RunId>,
+    /// Which attempt it is, from 1.
+    pub attempt: u32,
+}
+
 /// What the projection tables should hold for one run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Projection {
@@ -178,11 +234,29 @@ pub struct Projection {
     pub row: RunRow,
     /// Its pending timers, sorted.
     pub timers: Vec<Timer>,
-    /// The queue of its task, if it needs a worker.
-    pub task: Option<QueueKey>,
+    /// Its task, if it needs a worker.
+    pub task: Option<TaskRow>,
     /// Its attempts in doubt, sorted.
     #[serde(default)]
     pub doubts: Vec<Doubt>,
+    /// Its queued steps that have not ended, sorted.
+    #[serde(default)]
+    pub steps: Vec<StepTask>,
+    /// Its search attributes, by name.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, Attribute>,
+    /// Which runs it is linked to.
+    #[serde(default)]
+    pub link: Option<RunLink>,
+}
+
+/// The search attributes of a run, all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttributeRows {
+    /// Isolation boundary.
+    pub namespace: String,
+    /// By name.
+    pub attributes: BTreeMap<String, Attribute>,
 }
 
 /// What the tables hold about a run before an append; taken before the events are applied.
@@ -191,15 +265,21 @@ pub struct WriteBasis {
     has_task: bool,
     has_timers: bool,
     has_doubts: bool,
+    has_queued: bool,
 }
 
 impl WriteBasis {
     /// The basis of a run that does not exist yet.
-    pub const NEW: Self = Self { has_task: false, has_timers: false, has_doubts: false };
+    pub const NEW: Self = Self { has_task: false, has_timers: false, has_doubts: false, has_queued: false };
 
     /// The basis of `run` as it stands now.
     pub fn of(run: &Run) -> Self {
-        Self { has_task: run.needs_worker(), has_timers: run.has_timers(), has_doubts: run.has_doubts() }
+        Self {
+            has_task: run.needs_worker(),
+            has_timers: run.has_timers(),
+            has_doubts: run.has_doubts(),
+            has_queued: run.has_queued_steps(),
+        }
     }
 
     /// The writes that bring the tables from this basis to `run`, which has applied `events` since.
@@ -214,8 +294,15 @@ impl WriteBasis {
             }
         } else {
             let mut touched: Vec<TimerKey> = events.iter().flat_map(|e| timers_touched(&e.body)).collect();
+            if run.start().start_at.is_some() && events.first().is_some_and(|e| e.seq == 1) {
+                touched.push(TimerKey::START);
+            }
             touched.sort_unstable();
             touched.dedup();
+            if self.has_queued {
+                // The next attempt of a queued step is not the run's to start.
+                touched.retain(|key| key.kind != TimerKind::Retry || !run.is_queued(OpId(key.id)));
+            }
             if planted(Bug::ForgetTimerRow) {
                 touched.retain(|key| key.kind != TimerKind::Retry);
             }
@@ -224,16 +311,36 @@ impl WriteBasis {
                 None => Write::TimerDeleted(key),
             }));
         }
+        between(run, events, &mut writes);
         self.doubts(run, events, &mut writes);
+        self.queued(run, events, &mut writes);
         match (self.has_task, run.needs_worker()) {
-            (false, true) => writes.push(Write::TaskSet(run.queue())),
+            (false, true) => writes.push(Write::TaskSet(run.task())),
             (true, false) => writes.push(Write::TaskDeleted),
             _ => {}
         }
+        attributes(run, events, &mut writes);
         if events.iter().any(|e| changes_row(&e.body)) {
             writes.push(Write::Run(Box::new(run.row())));
         }
         writes
+    }
+
+    fn queued(self, run: &Run, events: &[Event], writes: &mut Vec<Write>) {
+        let scheduled = |e: &Event| matches!(e.body, EventBody::StepScheduled(_));
+        if run.status().is_closed() {
+            if self.has_queued {
+                writes.push(Write::StepTasksCleared);
+            }
+        } else if self.has_queued || events.iter().any(scheduled) {
+            let mut touched: Vec<OpId> = events.iter().filter_map(|e| e.body.op()).collect();
+            touched.sort_unstable();
+            touched.dedup();
+            writes.extend(touched.into_iter().filter_map(|step| match run.step_task(step) {
+                Some(task) => Some(Write::StepTaskSet(Box::new(task))),
+                None => run.ended_as_queued(step).then_some(Write::StepTaskDeleted(step)),
+            }));
+        }
     }
 
     fn doubts(self, run: &Run, events: &[Event], writes: &mut Vec<Write>) {
@@ -254,6 +361,43 @@ impl WriteBasis {
     }
 }
 
+/// A run is found by its attributes when it is closed, too.
+fn attributes(run: &Run, events: &[Event], writes: &mut Vec<Write>) {
+    let sets = |e: &Event| match &e.body {
+        EventBody::RunStarted(started) => !started.notes.attributes.is_empty(),
+        EventBody::AttributesUpserted { notes, .. } => !notes.attributes.is_empty(),
+        _ => false,
+    };
+    if events.iter().any(sets) {
+        let (namespace, attributes) = (run.queue().namespace, run.search_attributes());
+        writes.push(Write::AttributesSet(Box::new(AttributeRows { namespace, attributes })));
+    }
+}
+
+/// What others have to hear, and whom the run is linked to.
+fn between(run: &Run, events: &[Event], writes: &mut Vec<Write>) {
+    for event in events {
+        match &event.body {
+            EventBody::ChildStarted { scheduled: seq, .. }
+            | EventBody::ExternalResolved { requested: seq, .. } => {
+                writes.push(Write::OutboxDeleted { seq: *seq });
+            }
+            EventBody::ChildClosed(closed) if matches!(closed.outcome, ChildOutcome::NotStarted(_)) => {
+                writes.push(Write::OutboxDeleted { seq: closed.scheduled });
+            }
+            _ if run.has_outbound(event) => writes.push(Write::OutboxSet { seq: event.seq }),
+            _ => {}
+        }
+        let linked = matches!(event.body, EventBody::RunStarted(_)) || event.body.is_terminal();
+        if linked
+            && let Some(link) = run.link()
+            && (event.seq == 1 || link.successor.is_some())
+        {
+            writes.push(Write::LinkSet(Box::new(link)));
+        }
+    }
+}
+
 /// True for events that change what the run's row shows.
 pub(crate) fn changes_row(body: &EventBody) -> bool {
     match body {
@@ -266,19 +410,30 @@ pub(crate) fn changes_row(body: &EventBody) -> bool {
         EventBody::StepStarted { .. }
         | EventBody::StepInDoubt { .. }
         | EventBody::StepResolved(_)
+        | EventBody::StepScheduled(_)
+        | EventBody::StepCancelRequested { .. }
         | EventBody::StepCompleted { .. }
         | EventBody::StepFailed { .. }
         | EventBody::TimerStarted { .. }
         | EventBody::TimerFired { .. }
         | EventBody::TimerCanceled { .. }
         | EventBody::SignalReceived { .. }
+        | EventBody::UpdateAccepted { .. }
+        | EventBody::UpdateCompleted { .. }
+        | EventBody::ChildScheduled(_)
+        | EventBody::ChildStarted { .. }
+        | EventBody::ChildClosed(_)
+        | EventBody::ExternalRequested(_)
+        | EventBody::ExternalResolved { .. }
         | EventBody::VersionMarked { .. }
+        | EventBody::AttributesUpserted { .. }
         | EventBody::Ignored { .. } => false,
         EventBody::RunCompleted { .. }
         | EventBody::RunFailed { .. }
         | EventBody::RunCanceled { .. }
         | EventBody::RunTerminated { .. }
-        | EventBody::RunTimedOut => true,
+        | EventBody::RunContinued { .. }
+        | EventBody::RunTimedOut { .. } => true,
     }
 }
 
@@ -305,11 +460,12 @@ impl TimerKind {
             Self::Timer => "timer",
             Self::Retry => "retry",
             Self::RunTimeout => "run_timeout",
+            Self::Start => "start",
         }
     }
 
     /// The kind whose word is `text`.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Timer, Self::Retry, Self::RunTimeout].into_iter().find(|k| k.as_str() == text)
+        [Self::Timer, Self::Retry, Self::RunTimeout, Self::Start].into_iter().find(|k| k.as_str() == text)
     }
 }

@@ -17,8 +17,16 @@ use crate::{Event, EventBody, OpId, Seq, TimerKind};
 pub enum OpKind {
     /// A step with this name.
     Step(String),
+    /// A queued step with this name.
+    Queued(String),
     /// A timer.
     Timer,
+    /// A child of this workflow type.
+    Child(String),
+    /// A request to another run.
+    External,
+    /// Something that the workflow says about itself.
+    Upsert,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +85,11 @@ impl Replay {
         self.ops.last().map(|op| op.source)
     }
 
+    /// What the code built under this number.
+    pub fn kind(&self, id: OpId) -> Option<&OpKind> {
+        (id.0 as usize).checked_sub(1).and_then(|i| self.ops.get(i)).map(|op| &op.kind)
+    }
+
     /// Where the code built an operation.
     pub fn source(&self, id: OpId) -> Option<&'static Location<'static>> {
         (id.0 as usize).checked_sub(1).and_then(|i| self.ops.get(i)).map(|op| op.source)
@@ -90,35 +103,16 @@ impl Replay {
         if let Some(mismatch) = &self.broken {
             return Err(mismatch.clone());
         }
-        let (id, name) = match &event.body {
-            EventBody::StepStarted { step, name, .. }
-            | EventBody::StepCompleted { step, name, .. }
-            | EventBody::StepInDoubt { step, name, .. }
-            | EventBody::StepFailed { step, name, .. } => (*step, Some(name.as_str())),
-            EventBody::StepResolved(resolved) => (resolved.step, Some(resolved.name.as_str())),
-            EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => (*timer, None),
-            EventBody::TimerFired { timer } if timer.kind == TimerKind::Timer => (OpId(timer.id), None),
-            _ => return Ok(()),
-        };
+        let Some((id, recorded)) = Recorded::of(&event.body) else { return Ok(()) };
         let built = (id.0 as usize).checked_sub(1).and_then(|i| self.ops.get(i));
-        let fits = match (built.map(|op| &op.kind), name) {
-            (Some(OpKind::Step(built)), Some(recorded)) => built == recorded,
-            (Some(OpKind::Timer), None) => true,
-            _ => false,
-        };
-        if fits {
+        if built.is_some_and(|op| recorded.fits(&op.kind)) {
             return Ok(());
         }
         let mismatch = Mismatch {
             seq: event.seq,
-            expected: describe(id, name),
-            produced: built.map_or_else(
-                || format!("only {} operations", self.ops.len()),
-                |op| match &op.kind {
-                    OpKind::Step(name) => describe(id, Some(name)),
-                    OpKind::Timer => describe(id, None),
-                },
-            ),
+            expected: recorded.describe(id),
+            produced: built
+                .map_or_else(|| format!("only {} operations", self.ops.len()), |op| describe(&op.kind, id)),
             source: built.map(|op| op.source).or_else(|| self.last_source()),
         };
         self.broken = Some(mismatch.clone());
@@ -126,9 +120,83 @@ impl Replay {
     }
 }
 
-fn describe(id: OpId, name: Option<&str>) -> String {
-    match name {
-        Some(name) => format!("step '{name}' {id}"),
-        None => format!("timer {id}"),
+/// What an event says of the operation that it is about.
+enum Recorded<'a> {
+    Step(&'a str),
+    /// The end of a step reads alike, wherever it ran.
+    AnyStep(&'a str),
+    /// The name is not recorded everywhere.
+    Queued(Option<&'a str>),
+    Timer,
+    /// The type is not recorded everywhere.
+    Child(Option<&'a str>),
+    External,
+    Upsert,
+}
+
+impl<'a> Recorded<'a> {
+    fn of(body: &'a EventBody) -> Option<(OpId, Self)> {
+        Some(match body {
+            EventBody::StepStarted { step, name, .. } => (*step, Self::Step(name)),
+            EventBody::StepCompleted { step, name, .. }
+            | EventBody::StepInDoubt { step, name, .. }
+            | EventBody::StepFailed { step, name, .. } => (*step, Self::AnyStep(name)),
+            EventBody::StepResolved(resolved) => (resolved.step, Self::AnyStep(&resolved.name)),
+            EventBody::StepScheduled(scheduled) => (scheduled.step, Self::Queued(Some(&scheduled.name))),
+            EventBody::StepCancelRequested { step } => (*step, Self::Queued(None)),
+            EventBody::AttributesUpserted { op, .. } => (*op, Self::Upsert),
+            EventBody::TimerStarted { timer, .. } | EventBody::TimerCanceled { timer } => {
+                (*timer, Self::Timer)
+            }
+            EventBody::ChildScheduled(scheduled) => {
+                (scheduled.child, Self::Child(Some(&scheduled.workflow_type)))
+            }
+            EventBody::ChildStarted { child, .. } => (*child, Self::Child(None)),
+            EventBody::ChildClosed(closed) => (closed.child, Self::Child(None)),
+            EventBody::ExternalRequested(requested) => (requested.op, Self::External),
+            EventBody::ExternalResolved { op, .. } => (*op, Self::External),
+            EventBody::TimerFired { timer } if timer.kind == TimerKind::Timer => {
+                (OpId(timer.id), Self::Timer)
+            }
+            _ => return None,
+        })
+    }
+
+    fn fits(&self, built: &OpKind) -> bool {
+        match (self, built) {
+            (Self::Step(name) | Self::AnyStep(name), OpKind::Step(built))
+            | (Self::AnyStep(name) | Self::Queued(Some(name)), OpKind::Queued(built)) => name == built,
+            (Self::Child(Some(workflow_type)), OpKind::Child(built)) => workflow_type == built,
+            (Self::Queued(None), OpKind::Queued(_))
+            | (Self::Timer, OpKind::Timer)
+            | (Self::Upsert, OpKind::Upsert)
+            | (Self::Child(None), OpKind::Child(_))
+            | (Self::External, OpKind::External) => true,
+            _ => false,
+        }
+    }
+
+    fn describe(&self, id: OpId) -> String {
+        match self {
+            Self::Step(name) | Self::AnyStep(name) => format!("step '{name}' {id}"),
+            Self::Queued(Some(name)) => format!("queued step '{name}' {id}"),
+            Self::Queued(None) => format!("a queued step {id}"),
+            Self::Timer => format!("timer {id}"),
+            Self::Upsert => format!("upsert {id}"),
+            Self::Child(Some(workflow_type)) => format!("child '{workflow_type}' {id}"),
+            Self::Child(None) => format!("a child {id}"),
+            Self::External => format!("a request to another run {id}"),
+        }
+    }
+}
+
+fn describe(built: &OpKind, id: OpId) -> String {
+    match built {
+        OpKind::Step(name) => format!("step '{name}' {id}"),
+        OpKind::Queued(name) => format!("queued step '{name}' {id}"),
+        OpKind::Timer => format!("timer {id}"),
+        OpKind::Upsert => format!("upsert {id}"),
+        OpKind::Child(workflow_type) => format!("child '{workflow_type}' {id}"),
+        OpKind::External => format!("a request to another run {id}"),
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Duration, Failure, Rejection, limits};
 
 /// When and how often a failed step is tried again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RetryPolicy {
     /// Delay before the second attempt.
     pub initial_interval: Duration,
@@ -19,6 +19,26 @@ pub struct RetryPolicy {
     /// Failure kinds that are final at once.
     pub non_retryable_kinds: Vec<String>,
 }
+
+impl PartialEq for RetryPolicy {
+    /// By the bits of the coefficient, so that every policy is equal to itself.
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            initial_interval,
+            backoff_coefficient,
+            maximum_interval,
+            maximum_attempts,
+            non_retryable_kinds,
+        } = self;
+        *initial_interval == other.initial_interval
+            && backoff_coefficient.to_bits() == other.backoff_coefficient.to_bits()
+            && *maximum_interval == other.maximum_interval
+            && *maximum_attempts == other.maximum_attempts
+            && *non_retryable_kinds == other.non_retryable_kinds
+    }
+}
+
+impl Eq for RetryPolicy {}
 
 impl Default for RetryPolicy {
     /// 1 s, doubling, at most 60 s between attempts, no limit on attempts.

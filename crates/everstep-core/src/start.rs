@@ -1,15 +1,17 @@
 //! Starting a run: the one decision that has no log yet to stand on.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::run::{check_payload, cut};
 use crate::{
-    Actor, CommandId, Event, EventBody, Rejection, RunId, RunStarted, RunStatus, StartRun, Timestamp, limits,
-    validate_name,
+    Actor, Attribute, CommandId, Duration, Event, EventBody, FirstMessage, Notes, Payload, Rejection,
+    RetryPolicy, RunId, RunStarted, RunStatus, StartRun, Timestamp, limits, validate_name,
 };
 
 /// What to do when a closed run holds the workflow id.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ReusePolicy {
     /// Start a new run.
     #[default]
@@ -30,6 +32,17 @@ pub enum ConflictPolicy {
     UseExisting,
     /// Terminate the open run and start the new one, both or neither.
     TerminateExisting,
+}
+
+/// What a run gets where the request that starts it is silent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartDefaults {
+    /// The policy of steps whose code sets none.
+    pub step_retry: Option<RetryPolicy>,
+    /// Whether and when a new run tries again after this one has failed.
+    pub run_retry: Option<RetryPolicy>,
+    /// Longest life of the run.
+    pub run_timeout: Option<Duration>,
 }
 
 /// The run that holds a workflow id now.
@@ -109,7 +122,10 @@ pub fn decide_start(
         at: now,
         epoch: 0,
         command_id: CommandId::from_uuid(run_id.uuid()),
-        actor: Actor::Client(request.identity.clone()),
+        actor: match &request.origin.parent {
+            Some(parent) => Actor::Run(parent.run_id),
+            None => Actor::Client(request.identity.clone()),
+        },
         body: EventBody::RunStarted(Box::new(RunStarted {
             namespace: request.namespace.clone(),
             workflow_id: request.workflow_id.clone(),
@@ -117,9 +133,14 @@ pub fn decide_start(
             task_queue: request.task_queue.clone(),
             input: request.input.clone(),
             request_id: request.request_id.clone(),
-            run_timeout: request.run_timeout,
+            run_timeout: request.run_timeout.or(request.defaults.run_timeout),
             seed,
+            start_at: request.start_delay.filter(|d| *d > Duration::ZERO).map(|d| now.after(d)),
+            retry: request.retry.as_ref().or(request.defaults.run_retry.as_ref()).cloned(),
             trace: request.trace.clone(),
+            origin: request.origin.clone(),
+            step_retry: request.defaults.step_retry.clone(),
+            notes: request.notes.clone(),
         })),
     };
     Ok(StartDecision::Start { event: Box::new(event), expected: current.map(|c| c.run_id), terminate })
@@ -139,7 +160,56 @@ pub fn start_body_hash(request: &StartRun) -> [u8; 32] {
     field(&request.input.data);
     field(&request.run_timeout.map_or(0, |t| t.as_micros()).to_be_bytes());
     field(&[request.reuse as u8, request.conflict as u8]);
+    // What a request may say since it was first hashed stands behind the rest, and only if it is said.
+    if request.start_delay.is_some() || request.retry.is_some() {
+        field(&request.start_delay.map_or(0, |d| d.as_micros()).to_be_bytes());
+    }
+    if let Some(policy) = &request.retry {
+        let RetryPolicy {
+            initial_interval,
+            backoff_coefficient,
+            maximum_interval,
+            maximum_attempts,
+            non_retryable_kinds,
+        } = policy;
+        field(&initial_interval.as_micros().to_be_bytes());
+        field(&backoff_coefficient.to_bits().to_be_bytes());
+        field(&maximum_interval.as_micros().to_be_bytes());
+        field(&maximum_attempts.to_be_bytes());
+        non_retryable_kinds.iter().for_each(|kind| field(kind.as_bytes()));
+    }
+    if let Some(first) = &request.first {
+        first.hash(&mut field);
+    }
+    if !request.notes.is_empty() {
+        hash_notes(&mut field, &request.notes);
+    }
     hash.finalize().into()
+}
+
+fn hash_notes(field: &mut impl FnMut(&[u8]), notes: &Notes) {
+    field(b"notes");
+    field(&(notes.memo.len() as u64).to_be_bytes());
+    for (name, Payload { encoding, data }) in &notes.memo {
+        field(name.as_bytes());
+        field(encoding.as_bytes());
+        field(data);
+    }
+    for (name, attribute) in &notes.attributes {
+        field(name.as_bytes());
+        field(attribute.kind().as_str().as_bytes());
+        match attribute {
+            Attribute::Keyword(text) => field(text.as_bytes()),
+            Attribute::Keywords(texts) => {
+                field(&(texts.len() as u64).to_be_bytes());
+                texts.iter().for_each(|text| field(text.as_bytes()));
+            }
+            Attribute::Int(number) => field(&number.to_be_bytes()),
+            Attribute::Float(number) => field(&number.get().to_bits().to_be_bytes()),
+            Attribute::Bool(flag) => field(&[u8::from(*flag)]),
+            Attribute::Time(at) => field(&at.as_micros().to_be_bytes()),
+        }
+    }
 }
 
 fn validate(request: &StartRun) -> Result<(), Rejection> {
@@ -153,7 +223,21 @@ fn validate(request: &StartRun) -> Result<(), Rejection> {
         let problem = "must be at most 255 bytes without NUL".to_owned();
         return Err(Rejection::InvalidArgument { field: "identity", problem });
     }
-    match request.run_timeout {
+    if request.start_delay.is_some_and(|d| d > limits::DURATION_MAX) {
+        let problem = "must be at most 100 years".to_owned();
+        return Err(Rejection::InvalidArgument { field: "start_delay", problem });
+    }
+    if let Some(policy) = &request.retry {
+        policy.validate()?;
+    }
+    request.notes.check()?;
+    request.first.iter().try_for_each(FirstMessage::validate)?;
+    check_run_timeout(request.run_timeout)
+}
+
+/// A run lives for some time, if there is a limit.
+pub(crate) fn check_run_timeout(timeout: Option<Duration>) -> Result<(), Rejection> {
+    match timeout {
         Some(t) if t.as_micros() == 0 || t > limits::DURATION_MAX => Err(Rejection::InvalidArgument {
             field: "run_timeout",
             problem: "must be more than zero and at most 100 years".to_owned(),

@@ -9,8 +9,7 @@ use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::{ContextBuilder, Message};
 use async_trait::async_trait;
 use bytes::Bytes;
-use everstep_core::QueueKey;
-use everstep_dispatch::{Delivery, Dispatch, Error, Notice, TaskHint};
+use everstep_dispatch::{Delivery, Dispatch, Error, HintQueue, Notice, TaskHint};
 
 use crate::connection::Connection;
 use crate::health::{Health, Way};
@@ -33,7 +32,7 @@ pub struct NatsDispatch {
     connection: Arc<Connection>,
     health: Health,
     stream: Arc<TaskStream>,
-    queues: Mutex<HashMap<QueueKey, Arc<Queue>>>,
+    queues: Mutex<HashMap<HintQueue, Arc<Queue>>>,
     in_flight: InFlight<Acker>,
     outbox: Outbox,
     inbox: tokio::sync::Mutex<Inbox>,
@@ -69,7 +68,7 @@ impl NatsDispatch {
         })
     }
 
-    fn queue(&self, key: &QueueKey) -> Result<Arc<Queue>, Error> {
+    fn queue(&self, key: &HintQueue) -> Result<Arc<Queue>, Error> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(key) {
             return Ok(Arc::clone(queue));
@@ -112,7 +111,7 @@ impl NatsDispatch {
 
     /// Turns messages of `queue` into deliveries. Awaits nothing, so that a dropped pull cannot lose them
     /// here.
-    fn deliver(&self, key: &QueueKey, queue: &Queue, messages: Vec<Message>) -> Vec<Delivery> {
+    fn deliver(&self, key: &HintQueue, queue: &Queue, messages: Vec<Message>) -> Vec<Delivery> {
         let mut deliveries = Vec::with_capacity(messages.len());
         for message in messages {
             let attempt = message.info().ok().and_then(|info| u64::try_from(info.delivered).ok());
@@ -137,7 +136,7 @@ impl NatsDispatch {
 #[async_trait]
 impl Dispatch for NatsDispatch {
     async fn publish(&self, hint: TaskHint) -> Result<(), Error> {
-        let subject = subject::of_queue(&self.options.subject_prefix, &hint.queue)?;
+        let subject = subject::of_queue(&self.options.subject_prefix, &hint.place())?;
         self.connection.check()?;
         let span = spans::send(&hint);
         let outcome = self.publish_on(&subject, &hint).await;
@@ -146,7 +145,7 @@ impl Dispatch for NatsDispatch {
         outcome
     }
 
-    async fn pull(&self, queue: &QueueKey, max: usize) -> Result<Vec<Delivery>, Error> {
+    async fn pull(&self, queue: &HintQueue, max: usize) -> Result<Vec<Delivery>, Error> {
         let state = self.queue(queue)?;
         let pull = Pull::new(Arc::clone(&state));
         loop {

@@ -4,7 +4,7 @@ use async_nats::{HeaderMap, HeaderValue};
 use bolero::check;
 use bytes::{Bytes, BytesMut};
 use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
-use everstep_dispatch::{Notice, TaskHint};
+use everstep_dispatch::{HintKind, HintQueue, Notice, TaskHint};
 use everstep_fuzz::{bent, bytes};
 use uuid::Uuid;
 
@@ -14,14 +14,19 @@ use crate::subject::{decode_percent, of_queue};
 
 const ITERATIONS: usize = 20_000;
 
-fn queue() -> QueueKey {
-    QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() }
+fn queue() -> HintQueue {
+    HintQueue::runs(QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() })
 }
 
 #[test]
 fn hints() {
     let run_id = RunId::from_uuid(Uuid::from_u128(7));
-    let (_, sample) = encode_hint(&TaskHint { run_id, queue: queue(), trace: TraceContext::default() });
+    let (_, sample) = encode_hint(&TaskHint {
+        run_id,
+        queue: queue().queue,
+        kind: HintKind::Run,
+        trace: TraceContext::default(),
+    });
     check!().with_iterations(ITERATIONS).with_generator((bytes(24), bytes(64))).for_each(
         |(payload, header)| {
             let mut headers = HeaderMap::new();
@@ -33,7 +38,7 @@ fn hints() {
             }
             let payload = Bytes::from(bent(&sample, payload));
             let Ok(hint) = decode_hint(&queue(), Some(&headers), &payload) else { return };
-            assert_eq!(hint.queue, queue());
+            assert_eq!(hint.place(), queue());
             let (headers, again) = encode_hint(&hint);
             assert_eq!(decode_hint(&queue(), Some(&headers), &again), Ok(hint));
         },
@@ -67,7 +72,7 @@ fn names_as_subjects() {
     check!().with_iterations(ITERATIONS).with_generator((bytes(40), bytes(40))).for_each(|(one, two)| {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let key = QueueKey { namespace: text(one), task_queue: text(two) };
-        let Ok(subject) = of_queue("es", &key) else { return };
+        let Ok(subject) = of_queue("es", &HintQueue::runs(key.clone())) else { return };
         let tokens: Vec<&str> = subject.split('.').collect();
         let [_, _, namespace, task_queue] = tokens[..] else { panic!("{subject}") };
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_%.".contains(&b);

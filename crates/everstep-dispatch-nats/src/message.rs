@@ -3,7 +3,7 @@
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::{Bytes, BytesMut};
 use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
-use everstep_dispatch::{Notice, TaskHint};
+use everstep_dispatch::{HintKind, HintQueue, Notice, TaskHint};
 use everstep_proto::internal as wire;
 use prost::{DecodeError, Message};
 use uuid::Uuid;
@@ -39,6 +39,7 @@ pub(crate) fn encode_hint(hint: &TaskHint) -> (HeaderMap, Bytes) {
         run_id: Bytes::copy_from_slice(hint.run_id.as_bytes()),
         namespace: hint.queue.namespace.clone(),
         task_queue: hint.queue.task_queue.clone(),
+        step: hint.kind == HintKind::Step,
     };
     let mut headers = HeaderMap::new();
     for (name, value) in [(TRACEPARENT, &hint.trace.traceparent), (TRACESTATE, &hint.trace.tracestate)] {
@@ -55,19 +56,20 @@ pub(crate) fn encode_hint(hint: &TaskHint) -> (HeaderMap, Bytes) {
 
 /// Reads a hint that came on the subject of `queue`.
 pub(crate) fn decode_hint(
-    queue: &QueueKey,
+    queue: &HintQueue,
     headers: Option<&HeaderMap>,
     payload: &Bytes,
 ) -> Result<TaskHint, Garbage> {
-    let wire::TaskHint { run_id, namespace, task_queue } =
+    let wire::TaskHint { run_id, namespace, task_queue, step } =
         wire::TaskHint::decode(payload.clone()).map_err(Garbage::NotProtobuf)?;
     let hint = TaskHint {
         run_id: RunId::from_uuid(uuid(&run_id, "run_id")?),
         queue: QueueKey { namespace, task_queue },
+        kind: if step { HintKind::Step } else { HintKind::Run },
         trace: trace_of(headers),
     };
     // Who may publish is granted by subject: a message must not reach further than its own.
-    if hint.queue == *queue { Ok(hint) } else { Err(Garbage::WrongQueue) }
+    if hint.place() == *queue { Ok(hint) } else { Err(Garbage::WrongQueue) }
 }
 
 fn trace_of(headers: Option<&HeaderMap>) -> TraceContext {

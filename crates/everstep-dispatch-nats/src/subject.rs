@@ -1,7 +1,6 @@
 //! Names on the wire: subjects and consumer names that keep any two queues apart, whatever their names hold.
 
-use everstep_core::QueueKey;
-use everstep_dispatch::Error;
+use everstep_dispatch::{Error, HintKind, HintQueue};
 use sha2::{Digest, Sha256};
 
 #[cfg(test)]
@@ -15,11 +14,16 @@ const SUBJECT_BYTES_MAX: usize = 3_000;
 ///
 /// # Errors
 /// [`Error::Refused`] for names too long for a subject.
-pub(crate) fn of_queue(prefix: &str, queue: &QueueKey) -> Result<String, Error> {
+pub(crate) fn of_queue(prefix: &str, HintQueue { kind, queue }: &HintQueue) -> Result<String, Error> {
     let mut subject = format!("{prefix}.task.");
     push_token(&mut subject, &queue.namespace);
     subject.push('.');
     push_token(&mut subject, &queue.task_queue);
+    match kind {
+        HintKind::Run => {}
+        // No token of a name follows, so no queue has this subject.
+        HintKind::Step => subject.push_str(".step"),
+    }
     if subject.len() > SUBJECT_BYTES_MAX {
         return Err(Error::Refused(format!(
             "namespace and queue need a subject of {} bytes, and {SUBJECT_BYTES_MAX} are allowed",

@@ -18,7 +18,7 @@ use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::{Delivery, Dispatch, Notice, TaskHint};
+use crate::{Delivery, Dispatch, HintQueue, Notice, TaskHint};
 
 /// How long anything may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -68,21 +68,22 @@ fn id() -> Uuid {
 }
 
 /// A queue that no other case knows.
-fn fresh_queue() -> QueueKey {
-    QueueKey { namespace: "conformance".to_owned(), task_queue: format!("queue-{}", id()) }
+fn fresh_queue() -> HintQueue {
+    HintQueue::runs(QueueKey { namespace: "conformance".to_owned(), task_queue: format!("queue-{}", id()) })
 }
 
-fn hint(queue: &QueueKey) -> TaskHint {
-    TaskHint { run_id: RunId::from_uuid(id()), queue: queue.clone(), trace: TraceContext::default() }
+fn hint(queue: &HintQueue) -> TaskHint {
+    let HintQueue { kind, queue } = queue.clone();
+    TaskHint { run_id: RunId::from_uuid(id()), queue, kind, trace: TraceContext::default() }
 }
 
-async fn publish(node: &dyn Dispatch, queue: &QueueKey) -> TaskHint {
+async fn publish(node: &dyn Dispatch, queue: &HintQueue) -> TaskHint {
     let hint = hint(queue);
     node.publish(hint.clone()).await.expect("publish works");
     hint
 }
 
-async fn pull(node: &dyn Dispatch, queue: &QueueKey, max: usize) -> Vec<Delivery> {
+async fn pull(node: &dyn Dispatch, queue: &HintQueue, max: usize) -> Vec<Delivery> {
     match timeout(PATIENCE, node.pull(queue, max)).await {
         Ok(taken) => {
             let taken = taken.expect("pull works");
@@ -95,7 +96,7 @@ async fn pull(node: &dyn Dispatch, queue: &QueueKey, max: usize) -> Vec<Delivery
 }
 
 /// Pulls and acknowledges until `count` different runs were seen; a run that comes twice is a failure.
-async fn pull_all(node: &dyn Dispatch, queue: &QueueKey, count: usize) -> HashSet<RunId> {
+async fn pull_all(node: &dyn Dispatch, queue: &HintQueue, count: usize) -> HashSet<RunId> {
     let mut seen = HashSet::new();
     while seen.len() < count {
         for delivery in pull(node, queue, 7).await {
@@ -200,11 +201,12 @@ async fn pullers_share_a_queue(harness: &dyn Harness) {
 async fn queues_are_separate(harness: &dyn Harness) {
     let node = harness.node().await;
     let unique = id();
-    let key = |namespace: &str, queue: &str| QueueKey {
-        namespace: format!("{namespace}-{unique}"),
-        task_queue: queue.to_owned(),
+    let key = |namespace: &str, queue: &str| {
+        let namespace = format!("{namespace}-{unique}");
+        HintQueue::runs(QueueKey { namespace, task_queue: queue.to_owned() })
     };
-    separate(&*node, &[key("a", "q"), key("b", "q"), key("a", "r"), key("a", "Q")]).await;
+    let steps = HintQueue::steps(key("a", "q").queue);
+    separate(&*node, &[key("a", "q"), key("b", "q"), key("a", "r"), key("a", "Q"), steps]).await;
 }
 
 async fn odd_names_are_separate(harness: &dyn Harness) {
@@ -248,11 +250,13 @@ async fn odd_names_are_separate(harness: &dyn Harness) {
             .iter()
             .map(|name| QueueKey { namespace: format!("odd-{unique}.{name}"), task_queue: "a".to_owned() }),
     );
+    let keys: Vec<HintQueue> =
+        keys.into_iter().flat_map(|key| [HintQueue::runs(key.clone()), HintQueue::steps(key)]).collect();
     separate(&*node, &keys).await;
 }
 
 /// One hint to each queue, all before the first pull: each queue holds exactly its own.
-async fn separate(node: &dyn Dispatch, keys: &[QueueKey]) {
+async fn separate(node: &dyn Dispatch, keys: &[HintQueue]) {
     let mut sent = Vec::new();
     for key in keys {
         sent.push([publish(node, key).await, publish(node, key).await]);

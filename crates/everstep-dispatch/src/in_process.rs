@@ -5,10 +5,10 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use everstep_core::{QueueKey, RunId};
+use everstep_core::RunId;
 use tokio::sync::Notify;
 
-use crate::{Delivery, Dispatch, Error, Notice, TaskHint};
+use crate::{Delivery, Dispatch, Error, HintQueue, Notice, TaskHint};
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +30,7 @@ pub struct InProcess {
 
 #[derive(Debug, Default)]
 struct Queues {
-    by_key: HashMap<QueueKey, Queue>,
+    by_key: HashMap<HintQueue, Queue>,
     /// Hints in all queues.
     total: usize,
     next_token: u64,
@@ -49,7 +49,7 @@ struct Queue {
 /// A pull's registration at its queue; gone when the pull returns or is dropped.
 struct Puller<'a> {
     dispatch: &'a InProcess,
-    queue: &'a QueueKey,
+    queue: &'a HintQueue,
     arrived: Arc<Notify>,
 }
 
@@ -64,7 +64,7 @@ impl InProcess {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn register<'a>(&'a self, queue: &'a QueueKey) -> Puller<'a> {
+    fn register<'a>(&'a self, queue: &'a HintQueue) -> Puller<'a> {
         let mut queues = self.lock();
         let entry = queues.by_key.entry(queue.clone()).or_default();
         entry.pullers += 1;
@@ -74,7 +74,8 @@ impl InProcess {
 
 impl Queues {
     fn push(&mut self, hint: TaskHint, queue_max: usize, total_max: usize) {
-        let queue = self.by_key.entry(hint.queue.clone()).or_default();
+        let place = hint.place();
+        let queue = self.by_key.entry(place.clone()).or_default();
         if !queue.runs.insert(hint.run_id) {
             return;
         }
@@ -87,7 +88,7 @@ impl Queues {
         } else if self.total >= total_max {
             queue.runs.remove(&hint.run_id);
             tracing::debug!(run_id = %hint.run_id, "too many hints in memory: dropped this one");
-            self.forget_if_idle(&hint.queue);
+            self.forget_if_idle(&place);
             return;
         }
         queue.hints.push_back(hint);
@@ -95,7 +96,7 @@ impl Queues {
         queue.arrived.notify_one();
     }
 
-    fn take(&mut self, key: &QueueKey, max: usize) -> Vec<Delivery> {
+    fn take(&mut self, key: &HintQueue, max: usize) -> Vec<Delivery> {
         let Some(queue) = self.by_key.get_mut(key) else { return Vec::new() };
         let count = queue.hints.len().min(max);
         let mut taken = Vec::with_capacity(count);
@@ -112,7 +113,7 @@ impl Queues {
         taken
     }
 
-    fn forget_if_idle(&mut self, key: &QueueKey) {
+    fn forget_if_idle(&mut self, key: &HintQueue) {
         if self.by_key.get(key).is_some_and(|queue| queue.pullers == 0 && queue.hints.is_empty()) {
             self.by_key.remove(key);
         }
@@ -136,7 +137,7 @@ impl Dispatch for InProcess {
         Ok(())
     }
 
-    async fn pull(&self, queue: &QueueKey, max: usize) -> Result<Vec<Delivery>, Error> {
+    async fn pull(&self, queue: &HintQueue, max: usize) -> Result<Vec<Delivery>, Error> {
         let puller = self.register(queue);
         loop {
             // Taking and returning have no await between them, so a dropped pull loses nothing. A wake-up

@@ -4,16 +4,56 @@ use async_trait::async_trait;
 use everstep_core::{NodeId, QueueKey, RunId, Seq, TraceContext};
 use serde::{Deserialize, Serialize};
 
-/// "This run needs a worker." Ids only, never user data.
+/// What a task hint is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum HintKind {
+    /// The run needs a worker.
+    #[default]
+    Run,
+    /// The run has a queued step that waits for one. The queue is looked at whatever the run: such a hint is a poke.
+    Step,
+}
+
+/// Hints of one kind for one queue.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HintQueue {
+    /// Which kind.
+    pub kind: HintKind,
+    /// Which queue.
+    pub queue: QueueKey,
+}
+
+impl HintQueue {
+    /// Runs of this queue that need a worker.
+    pub fn runs(queue: QueueKey) -> Self {
+        Self { kind: HintKind::Run, queue }
+    }
+
+    /// Queued steps of this queue.
+    pub fn steps(queue: QueueKey) -> Self {
+        Self { kind: HintKind::Step, queue }
+    }
+}
+
+/// "This run needs a worker", or has a step that does. Ids only, never user data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskHint {
     /// The run.
     pub run_id: RunId,
     /// Where its worker would be found.
     pub queue: QueueKey,
+    /// What needs the worker.
+    pub kind: HintKind,
     /// Trace context of whoever caused this, carried in the message's headers.
     #[serde(skip)]
     pub trace: TraceContext,
+}
+
+impl TaskHint {
+    /// Where it waits.
+    pub fn place(&self) -> HintQueue {
+        HintQueue { kind: self.kind, queue: self.queue.clone() }
+    }
 }
 
 /// "This run has events up to `tail`." Told to every node.
@@ -68,7 +108,7 @@ pub trait Dispatch: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Unavailable`]; call again after a pause.
-    async fn pull(&self, queue: &QueueKey, max: usize) -> Result<Vec<Delivery>, Error>;
+    async fn pull(&self, queue: &HintQueue, max: usize) -> Result<Vec<Delivery>, Error>;
 
     /// The hint was acted on and need not come again. Best effort.
     async fn ack(&self, token: u64);

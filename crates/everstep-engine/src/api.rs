@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    AskId, CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, Payload, QueueKey, Rejection,
-    Run, RunId, RunStatus, Seq, SessionId, StartRun, WorkerCommit, WorkerInfo,
+    AskId, CommandBody, CommandId, Duration, Epoch, Event, Failure, NodeId, OpId, Payload, QueueKey,
+    Rejection, Run, RunId, RunStatus, Seq, SessionId, StartRun, UpdateOutcome, WorkerCommit, WorkerInfo,
 };
 use everstep_dispatch::Dispatch;
-use everstep_store::{self as store, RunRecord, Store};
+use everstep_store::{self as store, Census, RunRecord, Store};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{Answer, AskTarget, Query, Said};
+use crate::{
+    Answer, AskTarget, Candidate, CheckTarget, Checked, GivenStep, Query, Said, StepKey, StepOffer, StepSaid,
+};
 
 /// How a node behaves. The defaults suit production.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct EngineConfig {
     pub sweep_interval: StdDuration,
     /// How often it looks at how much waits, for the metrics. Default 15 s.
     pub look_interval: StdDuration,
+    /// From when on a run that waits for a worker counts as one that waits for code. Default 5 s.
+    pub waiting_age: Duration,
     /// How often it looks whether wake rows fit their runs. Default 60 s.
     pub scan_interval: StdDuration,
     /// Committer lanes: appends in flight at one time. Default: one for every two cores, 1 to 4.
@@ -63,6 +67,7 @@ impl EngineConfig {
             lease: Duration::from_secs(10),
             sweep_interval: StdDuration::from_secs(1),
             look_interval: StdDuration::from_secs(15),
+            waiting_age: Duration::from_secs(5),
             scan_interval: StdDuration::from_secs(60),
             lanes: lanes(),
             batch_max: 256,
@@ -108,6 +113,20 @@ pub enum Error {
         /// For a person.
         message: String,
     },
+    /// The run's code does not agree to an update. Nothing was written.
+    #[error("{message}")]
+    UpdateRejected {
+        /// Kind of the failure.
+        kind: String,
+        /// For a person.
+        message: String,
+    },
+    /// The run has ended before its code had answered an update.
+    #[error("the run ended ({0}) before it had answered the update")]
+    UpdateAbandoned(RunStatus),
+    /// No update of this id was accepted.
+    #[error("the run has accepted no update '{0}'")]
+    UpdateNotFound(String),
     /// Nobody who could answer a question was there in time.
     #[error(
         "no worker on queue '{}' that has the workflow type '{workflow_type}' and answers queries was connected in time",
@@ -122,6 +141,21 @@ pub enum Error {
     /// A worker was asked, and has not answered in time.
     #[error("the run's worker has not answered in time")]
     NoAnswer,
+    /// No worker of the build is connected to this node.
+    #[error(
+        "no worker that checks histories{} in namespace '{namespace}' is connected to this node; start one with \
+         EVERSTEP_CHECK_ONLY=1 at the address that you ask",
+        if build_id.is_empty() { String::new() } else { format!(" with build '{build_id}'") }
+    )]
+    NoCandidate {
+        /// Where it would work.
+        namespace: String,
+        /// Its build; empty for any that only checks.
+        build_id: String,
+    },
+    /// The worker that checked a history is gone.
+    #[error("the worker was lost while it checked a history")]
+    CheckerLost,
     /// More questions wait than this node takes.
     #[error("too many questions wait for workers")]
     Overloaded,
@@ -147,6 +181,21 @@ pub struct Started {
     pub started: bool,
 }
 
+/// What somebody wants of a run's code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The caller's id of the request; a second one with the same id is the same update.
+    pub update_id: String,
+    /// Name of the handler.
+    pub name: String,
+    /// What it gets.
+    pub input: Payload,
+    /// The id of the event.
+    pub command_id: CommandId,
+    /// Who asks.
+    pub identity: String,
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closed {
@@ -154,12 +203,14 @@ pub struct Closed {
     pub status: RunStatus,
     /// What it returned; empty unless completed.
     pub result: Payload,
-    /// Why it did not complete; `None` when completed.
+    /// Why it did not complete; `None` when completed or continued.
     pub failure: Option<Failure>,
+    /// The run that goes on or tries again, if one does.
+    pub successor: Option<RunId>,
 }
 
 /// A worker introduces itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Hello {
     /// The worker's namespace.
     pub namespace: String,
@@ -169,10 +220,20 @@ pub struct Hello {
     pub workflow_types: Vec<String>,
     /// It answers questions to the code of runs.
     pub asks: bool,
+    /// It holds histories against its code when asked to.
+    pub checks: bool,
+    /// It does nothing else, and takes no runs.
+    pub check_only: bool,
+    /// Types whose runs stay with its build.
+    pub pinned_types: Vec<String>,
+    /// Builds whose runs its code goes on with.
+    pub continues: Vec<String>,
     /// Who it is.
     pub worker: WorkerInfo,
     /// Runs that it takes at one time.
     pub run_slots: u32,
+    /// The queued steps that it runs; `None` for a worker that does not know what they are.
+    pub steps: Option<StepOffer>,
     /// The session to take up again.
     pub resume: Option<SessionId>,
     /// What it still holds of that session.
@@ -222,6 +283,29 @@ pub enum WorkerIn {
         seq: Seq,
         /// What it said.
         said: Said,
+    },
+    /// It lets go of an attempt of a queued step.
+    StepSaid {
+        /// The attempt.
+        key: StepKey,
+        /// Why.
+        said: StepSaid,
+        /// How far it was.
+        details: Option<Payload>,
+    },
+    /// An attempt of a queued step lives.
+    StepBeat {
+        /// The attempt.
+        key: StepKey,
+        /// How far it is.
+        details: Option<Payload>,
+    },
+    /// What it takes of queued steps from here on.
+    Limits {
+        /// Attempts at one time.
+        slots: u32,
+        /// Attempts that begin in a second; 0 for no limit.
+        per_second: f64,
     },
     /// The worker has let go of everything.
     Goodbye,
@@ -304,6 +388,41 @@ pub enum WorkerOut {
         query: Arc<Query>,
         /// How long somebody waits for the answer.
         wait: Duration,
+    },
+    /// Hold a history against the code.
+    Check {
+        /// Names the check.
+        check: AskId,
+        /// The run.
+        run_id: RunId,
+        /// Its whole history.
+        events: Arc<Vec<Event>>,
+        /// How long somebody waits for the answer.
+        wait: Duration,
+    },
+    /// Run this attempt of a queued step.
+    StepTask(Box<GivenStep>),
+    /// Nobody wants an attempt of a queued step any more.
+    StepCancel {
+        /// The run.
+        run_id: RunId,
+        /// The step.
+        step: OpId,
+        /// The attempt.
+        attempt: u32,
+        /// It is over, whatever its worker says; otherwise its end still counts.
+        gone: bool,
+    },
+    /// The store has this attempt as the worker's, and nobody here gave it out: does the worker have it? One that does
+    /// not says [`StepSaid::Returned`](crate::StepSaid::Returned). One that has left this stream says nothing, and may
+    /// well run it.
+    StepAsk(StepKey),
+    /// What a worker said last about an attempt is settled.
+    StepAck {
+        /// The attempt.
+        key: StepKey,
+        /// Whether it counts.
+        result: Result<(), Rejection>,
     },
     /// This node is going away.
     Drain,
@@ -400,6 +519,12 @@ impl Engine {
         &self.shared.store
     }
 
+    /// What a namespace sets was changed in the store: runs that start here from now on get that. Other nodes look
+    /// every few seconds.
+    pub fn namespace_changed(&self, name: &str) {
+        self.shared.forget_namespace(name);
+    }
+
     /// Starts a run. Cancel safe: a started request is carried out even if the future is dropped.
     ///
     /// # Errors
@@ -446,6 +571,70 @@ impl Engine {
     /// [`Error::RunNotFound`], [`Error::Store`], [`Error::Stopping`].
     pub async fn ask(&self, target: AskTarget, query: Query, wait: StdDuration) -> Result<Answer, Error> {
         crate::driver::ask(&self.shared, target, query, wait).await
+    }
+
+    /// Holds a history against the code of a worker that is connected to this node. Nothing is written. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::NoCandidate`], [`Error::CheckerLost`], [`Error::NoAnswer`], [`Error::Stopping`].
+    pub async fn check(
+        &self,
+        target: CheckTarget,
+        (run, events): (RunId, Arc<Vec<Event>>),
+        wait: StdDuration,
+    ) -> Result<Checked, Error> {
+        crate::driver::check(&self.shared, target, (run, events), wait).await
+    }
+
+    /// Builds were allowed in the store to go on with the runs of others: this node knows of it at once, the others
+    /// within seconds.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn builds_changed(&self) -> Result<(), Error> {
+        crate::driver::builds_changed(&self.shared).await
+    }
+
+    /// Who waits for which code, and who is there, on all nodes. Reads the store.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn census(&self) -> Result<Census, Error> {
+        crate::driver::census(&self.shared).await
+    }
+
+    /// What the workers of a build have that are connected to this node; an empty build stands for all that only
+    /// check.
+    ///
+    /// # Errors
+    /// [`Error::NoCandidate`], [`Error::Stopping`].
+    pub async fn candidate(&self, namespace: &str, build_id: &str) -> Result<Candidate, Error> {
+        crate::driver::candidate(&self.shared, namespace, build_id).await
+    }
+
+    /// Asks a run's code whether it agrees to an update, and records that it did; waits for that for at most `wait`.
+    /// Gives the event that says so, also when the update was accepted before. Cancel safe: what nobody waits for any
+    /// more may be accepted or not; the same update again is the same.
+    ///
+    /// # Errors
+    /// [`Error::UpdateRejected`], and what [`Engine::command`] and [`Engine::ask`] say.
+    pub async fn update(&self, run: RunId, update: Update, wait: StdDuration) -> Result<Seq, Error> {
+        crate::driver::update(&self.shared, run, update, wait).await
+    }
+
+    /// What the run's code answered an update that it accepted, looked for after an event; `None` when the wait was
+    /// over first. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::UpdateNotFound`], [`Error::UpdateAbandoned`], [`Error::RunNotFound`], [`Error::Store`].
+    pub async fn wait_update(
+        &self,
+        run: RunId,
+        update_id: &str,
+        after: Seq,
+        wait: StdDuration,
+    ) -> Result<Option<UpdateOutcome>, Error> {
+        crate::driver::wait_update(&self.shared, run, update_id, after, wait).await
     }
 
     /// Waits until `run` is closed, at most `wait`; `None` when the wait was over first. Cancel safe.

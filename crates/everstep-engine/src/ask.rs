@@ -1,11 +1,13 @@
 //! Questions to the code of runs, as the engine's callers and its workers see them.
 
-use everstep_core::{Payload, QueueKey, RunId, Seq};
-use everstep_store::RunRecord;
+use everstep_core::{Blocked, Payload, QueueKey, RunId, Seq};
+use everstep_store::{AskKind, RunRecord};
 
-/// A value is asked of a run's code, by the name of its handler. Nothing is written.
+/// Something is asked of a run's code, by the name of its handler. Nothing is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
+    /// For a value, or whether it agrees to an update.
+    pub kind: AskKind,
     /// The handler.
     pub name: String,
     /// What it gets.
@@ -62,8 +64,19 @@ pub enum Said {
         /// For a person.
         message: String,
     },
-    /// The worker's code does not fit the run's history; in a person's words.
-    Mismatch(String),
+    /// The worker's code does not fit the run's history.
+    Mismatch(Box<Blocked>),
+    /// The worker's code does what the whole history says, or agrees to an update.
+    Passed,
     /// The worker lets go of the run, or cannot answer now; for the log.
     Gone(String),
+}
+
+/// What a mismatch says to a person who asked something else.
+pub(crate) fn unfit(blocked: &Blocked) -> String {
+    let Blocked { build_id, at_seq, expected, produced, .. } = blocked;
+    format!(
+        "the code of build '{build_id}' does not fit the run's history at event {at_seq}: recorded was {expected}, the \
+         code has {produced}"
+    )
 }

@@ -226,7 +226,8 @@ impl Drop for Watch {
 
 /// How `run` ended.
 pub(crate) fn closed_of(run: &Run) -> Closed {
-    Closed { status: run.status(), result: run.result().clone(), failure: run.failure().cloned() }
+    let (status, successor) = (run.status(), run.successor());
+    Closed { status, result: run.result().clone(), failure: run.failure().cloned(), successor }
 }
 
 /// See [`Engine::wait_closed`](crate::Engine::wait_closed).
@@ -272,7 +273,8 @@ async fn read_closed(shared: &Shared, run: RunId) -> Result<Option<Closed>, Erro
     let events = shared.store.read_events(run, record.row.last_seq.saturating_sub(1), 1).await?;
     let closed = match events.first().map(|e| &e.body) {
         Some(everstep_core::EventBody::RunCompleted { result, .. }) => {
-            Closed { status: RunStatus::Completed, result: result.clone(), failure: None }
+            let (status, result) = (RunStatus::Completed, result.clone());
+            Closed { status, result, failure: None, successor: None }
         }
         _ => {
             // Every other end folds to a failure; the fold knows how.

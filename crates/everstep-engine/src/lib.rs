@@ -9,15 +9,20 @@
 
 mod api;
 mod ask;
+mod check;
 mod clock;
 mod driver;
 mod hub;
 pub mod node;
+mod step;
 mod upkeep;
 
 pub use api::{
     Closed, Engine, EngineConfig, Error, HeldRun, Hello, NodeStatus, Observer, RunSelector, RunWatch,
-    Started, WorkerIn, WorkerLink, WorkerOut, WorkerSender,
+    Started, Update, WorkerIn, WorkerLink, WorkerOut, WorkerSender,
 };
 pub use ask::{Answer, AskTarget, Query, Said};
+pub use check::{Candidate, CheckTarget, Checked};
+pub use everstep_store::AskKind;
+pub use step::{GivenStep, StepKey, StepOffer, StepSaid};
 pub use upkeep::{LATENESS_MILLIS, Lateness, Upkeep};

@@ -3,6 +3,7 @@
 use std::time::Duration as StdDuration;
 
 use everstep_core::Duration;
+use everstep_store::WaitingGroup;
 
 /// Buckets of a [`Lateness`], with one for everything beyond.
 const BUCKETS: usize = LATENESS_MILLIS.len() + 1;
@@ -14,6 +15,8 @@ pub const LATENESS_MILLIS: [u64; 11] = [10, 25, 50, 100, 250, 500, 1_000, 2_500,
 /// store did not answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Upkeep {
+    /// Runs that no open session has the code for, in groups.
+    pub waiting_for_build: Vec<WaitingGroup>,
     /// Blocked runs, counted up to a limit.
     pub blocked_runs: u64,
     /// How long the oldest task has waited for a worker; zero when none waits.

@@ -31,11 +31,19 @@ pub enum Bug {
     AheadOfUnseen,
     /// An attempt of a guarded step that was under way when its owner was lost is not put in doubt.
     ForgetDoubt,
+    /// An update is accepted though something was recorded since its code agreed.
+    AcceptStaleUpdate,
+    /// What another run has to hear is forgotten before it has heard it.
+    DeliverAndForget,
+    /// A child's run id is drawn each time it is started.
+    ChildIdRandom,
+    /// A workflow that goes on takes along only what its code had seen.
+    CarrySeenOnly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipEpochCheck,
         Self::ReplyBeforeCommit,
         Self::BlindRetry,
@@ -50,6 +58,10 @@ impl Bug {
         Self::RequestIdWithoutNamespace,
         Self::AheadOfUnseen,
         Self::ForgetDoubt,
+        Self::AcceptStaleUpdate,
+        Self::DeliverAndForget,
+        Self::ChildIdRandom,
+        Self::CarrySeenOnly,
     ];
 }
 

@@ -1,10 +1,11 @@
 //! The wire contract: generated messages and services, their conversions to and from the core's types, the
-//! event codec of the log, and the W3C trace headers.
+//! event codec of the log, the `.history` file, and the W3C trace headers.
 //!
 //! Generated types stay on this side of the conversions: what is behind a server or an SDK speaks
 //! `everstep-core`. Nothing here decides anything; a message is either a core value or an
 //! [`InvalidMessage`] that names the field.
 
+pub mod file;
 pub mod row;
 pub mod trace;
 pub mod wire;

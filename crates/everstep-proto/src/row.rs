@@ -6,22 +6,30 @@
 //! is stored is the adapter's business: a row is decoded with its payload in place.
 
 mod attrs;
+mod attrs_notes;
+mod attrs_runs;
+mod attrs_steps;
+mod attrs_succession;
+mod attrs_updates;
+mod between;
+mod steps;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 use everstep_core::{
-    Actor, CommandId, Event, EventBody, OpId, Payload, RunId, RunStarted, StepResolved, Timestamp, WorkerInfo,
+    Actor, CommandId, Event, EventBody, OpId, Payload, RunId, RunStarted, Timestamp, WorkerInfo,
 };
 use serde::Serialize;
 use uuid::Uuid;
 
 use attrs::{
     Attached, BlockedAttrs, CancelAsked, CanceledAttrs, Detached, Elapsed, Failed, Fired, IgnoredAttrs,
-    Marked, ResolvedAttrs, Signal, Started, StepFailedAttrs, StepStartedAttrs, Terminated, TimerAttrs,
-    Unblocked, Unconsumed,
+    Marked, Signal, Started, Terminated, TimerAttrs, Unblocked, Unconsumed,
 };
 
+use attrs_notes::UpsertedAttrs;
+use attrs_succession::{Continued, Retried};
 /// One row of the table `events`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRow {
@@ -43,7 +51,7 @@ pub struct EventRow {
     pub attempt: Option<i32>,
     /// Database time of the decision, microseconds since 1970.
     pub at_micros: i64,
-    /// `client:IDENTITY`, `worker:IDENTITY` or `system`.
+    /// `client:IDENTITY`, `worker:IDENTITY`, `run:RUN_ID` or `system`.
     pub actor: String,
     /// A small JSON object: what else the kind needs. `None` for nothing.
     pub attrs: Option<String>,
@@ -132,32 +140,64 @@ impl EventRow {
     fn fill(&mut self, body: &EventBody) {
         match body {
             EventBody::RunStarted(started) => self.attrs = json(&Started::from(&**started)),
-            EventBody::WorkerAttached { session, worker } => {
+            EventBody::WorkerAttached { session, worker, pinned } => {
                 self.attrs = json(&Attached {
                     session: *session,
                     identity: worker.identity.as_str().into(),
                     build_id: worker.build_id.as_str().into(),
+                    pinned: *pinned,
                 });
             }
             EventBody::WorkerDetached { reason } => self.attrs = json(&Detached::from(reason)),
-            EventBody::StepStarted { step, name, attempt, in_doubt } => {
-                self.step(*step, name, *attempt);
-                self.attrs = in_doubt.and_then(|policy| json(&StepStartedAttrs { in_doubt: Some(policy) }));
+            EventBody::StepStarted { .. }
+            | EventBody::StepScheduled(_)
+            | EventBody::StepCancelRequested { .. }
+            | EventBody::StepInDoubt { .. }
+            | EventBody::StepResolved(_)
+            | EventBody::StepCompleted { .. }
+            | EventBody::StepFailed { .. } => self.fill_step(body),
+            EventBody::TimerStarted { .. }
+            | EventBody::TimerFired { .. }
+            | EventBody::TimerCanceled { .. } => {
+                self.fill_timer(body);
             }
-            EventBody::StepInDoubt { step, name, attempt } => self.step(*step, name, *attempt),
-            EventBody::StepResolved(resolved) => {
-                self.step(resolved.step, &resolved.name, resolved.attempt);
-                self.attrs = json(&ResolvedAttrs::from(&**resolved));
+            EventBody::SignalReceived { name, signal_id, .. } => {
+                self.step = Some(name.clone());
+                self.attrs = json(&Signal { signal_id: signal_id.as_str().into() });
             }
-            EventBody::StepCompleted { step, name, attempt, elapsed, .. } => {
-                self.step(*step, name, *attempt);
-                self.attrs = json(&Elapsed { elapsed_us: *elapsed });
+            EventBody::CancelRequested { reason } => {
+                self.attrs = json(&CancelAsked { reason: reason.as_str().into() });
             }
-            EventBody::StepFailed { step, name, attempt, elapsed, failure, retry_at } => {
-                self.step(*step, name, *attempt);
-                let failure = failure.into();
-                self.attrs = json(&StepFailedAttrs { elapsed_us: *elapsed, failure, retry_at_us: *retry_at });
+            EventBody::UpdateAccepted { .. } | EventBody::UpdateCompleted { .. } => self.fill_update(body),
+            EventBody::AttributesUpserted { op, notes } => {
+                self.step_id = Some(op.0.cast_signed());
+                self.attrs = json(&UpsertedAttrs::from(&**notes));
             }
+            EventBody::VersionMarked { change_id, version } => {
+                self.step = Some(change_id.clone());
+                self.attrs = json(&Marked { version: *version });
+            }
+            EventBody::ChildScheduled(_)
+            | EventBody::ChildStarted { .. }
+            | EventBody::ChildClosed(_)
+            | EventBody::ExternalRequested(_)
+            | EventBody::ExternalResolved { .. } => self.fill_between(body),
+            EventBody::RunBlocked(blocked) => self.attrs = json(&BlockedAttrs::from(&**blocked)),
+            EventBody::RunUnblocked { build_id } => {
+                self.attrs = json(&Unblocked { build_id: build_id.as_str().into() });
+            }
+            EventBody::RunCompleted { .. }
+            | EventBody::RunFailed { .. }
+            | EventBody::RunContinued { .. }
+            | EventBody::RunCanceled { .. }
+            | EventBody::RunTerminated { .. }
+            | EventBody::RunTimedOut { .. } => self.fill_end(body),
+            EventBody::Ignored { .. } => self.attrs = json(&IgnoredAttrs { may_ignore: true }),
+        }
+    }
+
+    fn fill_timer(&mut self, body: &EventBody) {
+        match body {
             EventBody::TimerStarted { timer, fire_at } => {
                 self.step_id = Some(timer.0.cast_signed());
                 self.attrs = json(&TimerAttrs { fire_at_us: *fire_at });
@@ -167,29 +207,25 @@ impl EventRow {
                 self.attrs = json(&Fired { timer_kind: timer.kind.into() });
             }
             EventBody::TimerCanceled { timer } => self.step_id = Some(timer.0.cast_signed()),
-            EventBody::SignalReceived { name, signal_id, .. } => {
-                self.step = Some(name.clone());
-                self.attrs = json(&Signal { signal_id: signal_id.as_str().into() });
+            _ => {}
+        }
+    }
+
+    /// The last event of a run.
+    fn fill_end(&mut self, body: &EventBody) {
+        match body {
+            EventBody::RunCompleted { unconsumed, .. } if !unconsumed.is_empty() => {
+                self.attrs = json(&Unconsumed { unconsumed: unconsumed.as_slice().into() });
             }
-            EventBody::CancelRequested { reason } => {
-                self.attrs = json(&CancelAsked { reason: reason.as_str().into() });
+            EventBody::RunFailed { failure, unconsumed, retried_by } => {
+                self.attrs = json(&Failed {
+                    failure: failure.into(),
+                    unconsumed: unconsumed.as_slice().into(),
+                    retried_by: *retried_by,
+                });
             }
-            EventBody::VersionMarked { change_id, version } => {
-                self.step = Some(change_id.clone());
-                self.attrs = json(&Marked { version: *version });
-            }
-            EventBody::RunBlocked(blocked) => self.attrs = json(&BlockedAttrs::from(&**blocked)),
-            EventBody::RunUnblocked { build_id } => {
-                self.attrs = json(&Unblocked { build_id: build_id.as_str().into() });
-            }
-            EventBody::RunCompleted { unconsumed, .. } => {
-                if !unconsumed.is_empty() {
-                    self.attrs = json(&Unconsumed { unconsumed: unconsumed.as_slice().into() });
-                }
-            }
-            EventBody::RunFailed { failure, unconsumed } => {
-                self.attrs =
-                    json(&Failed { failure: failure.into(), unconsumed: unconsumed.as_slice().into() });
+            EventBody::RunContinued { successor, carried } => {
+                self.attrs = json(&Continued { successor: *successor, carried: carried.as_slice().into() });
             }
             EventBody::RunCanceled { details } => {
                 self.attrs = json(&CanceledAttrs { details: details.as_str().into() });
@@ -197,15 +233,11 @@ impl EventRow {
             EventBody::RunTerminated { reason } => {
                 self.attrs = json(&Terminated { reason: reason.as_str().into() });
             }
-            EventBody::RunTimedOut => {}
-            EventBody::Ignored { .. } => self.attrs = json(&IgnoredAttrs { may_ignore: true }),
+            EventBody::RunTimedOut { retried_by } => {
+                self.attrs = retried_by.and_then(|_| json(&Retried { retried_by: *retried_by }));
+            }
+            _ => {}
         }
-    }
-
-    fn step(&mut self, step: OpId, name: &str, attempt: u32) {
-        self.step_id = Some(step.0.cast_signed());
-        self.step = Some(name.to_owned());
-        self.attempt = Some(attempt.cast_signed());
     }
 
     /// The event that this row holds.
@@ -235,41 +267,13 @@ impl EventRow {
                 elapsed: self.attrs::<Elapsed>()?.elapsed_us,
                 result: self.take_payload(),
             },
-            "StepStarted" => EventBody::StepStarted {
-                in_doubt: self.attrs::<StepStartedAttrs>()?.in_doubt,
-                step: self.op_id()?,
-                name: self.take_step()?,
-                attempt: self.attempt_number()?,
-            },
-            "StepInDoubt" => EventBody::StepInDoubt {
-                step: self.op_id()?,
-                name: self.take_step()?,
-                attempt: self.attempt_number()?,
-            },
-            "StepResolved" => {
-                let attrs = self.attrs::<ResolvedAttrs<'_>>()?;
-                let (resolution, note) = attrs.resolution(self.take_payload()).ok_or_else(|| {
-                    let value = "no failure".to_owned();
-                    RowError::Invalid { seq: self.seq, kind: self.kind.clone(), column: "attrs", value }
-                })?;
-                EventBody::StepResolved(Box::new(StepResolved {
-                    step: self.op_id()?,
-                    name: self.take_step()?,
-                    attempt: self.attempt_number()?,
-                    resolution,
-                    note,
-                }))
-            }
-            "StepFailed" => {
-                let attrs = self.attrs::<StepFailedAttrs<'_>>()?;
-                EventBody::StepFailed {
-                    elapsed: attrs.elapsed_us,
-                    retry_at: attrs.retry_at_us,
-                    failure: attrs.failure.with_details(self.take_payload()),
-                    step: self.op_id()?,
-                    name: self.take_step()?,
-                    attempt: self.attempt_number()?,
-                }
+            "StepStarted"
+            | "StepScheduled"
+            | "StepCancelRequested"
+            | "StepInDoubt"
+            | "StepResolved"
+            | "StepFailed" => {
+                return self.step_body();
             }
             "TimerStarted" => EventBody::TimerStarted {
                 timer: self.op_id()?,
@@ -284,10 +288,18 @@ impl EventRow {
                 name: self.take_step()?,
                 input: self.take_payload(),
             },
+            "UpdateAccepted" | "UpdateCompleted" => return self.update_body(),
+            "AttributesUpserted" => EventBody::AttributesUpserted {
+                notes: Box::new(self.attrs::<UpsertedAttrs<'_>>()?.into()),
+                op: self.op_id()?,
+            },
             "VersionMarked" => EventBody::VersionMarked {
                 version: self.attrs::<Marked>()?.version,
                 change_id: self.take_step()?,
             },
+            "ChildScheduled" | "ChildStarted" | "ChildClosed" | "ExternalRequested" | "ExternalResolved" => {
+                return self.between_body();
+            }
             _ => return self.run_body(),
         })
     }
@@ -308,6 +320,7 @@ impl EventRow {
                         identity: attrs.identity.into_owned(),
                         build_id: attrs.build_id.into_owned(),
                     },
+                    pinned: attrs.pinned,
                 }
             }
             "WorkerDetached" => EventBody::WorkerDetached { reason: self.attrs::<Detached<'_>>()?.into() },
@@ -326,6 +339,7 @@ impl EventRow {
                 let attrs = self.attrs::<Failed<'_>>()?;
                 EventBody::RunFailed {
                     unconsumed: attrs.unconsumed.into_owned(),
+                    retried_by: attrs.retried_by,
                     failure: attrs.failure.with_details(self.take_payload()),
                 }
             }
@@ -335,7 +349,11 @@ impl EventRow {
             "RunTerminated" => {
                 EventBody::RunTerminated { reason: self.attrs::<Terminated<'_>>()?.reason.into_owned() }
             }
-            "RunTimedOut" => EventBody::RunTimedOut,
+            "RunContinued" => {
+                let attrs = self.attrs::<Continued<'_>>()?;
+                EventBody::RunContinued { successor: attrs.successor, carried: attrs.carried.into_owned() }
+            }
+            "RunTimedOut" => EventBody::RunTimedOut { retried_by: self.attrs::<Retried>()?.retried_by },
             // The attrs of an unknown kind may hold anything; only the mark counts.
             _ if self.attrs::<IgnoredAttrs>().is_ok_and(|a| a.may_ignore) => {
                 EventBody::Ignored { kind: self.kind.clone() }
@@ -348,6 +366,7 @@ impl EventRow {
         match self.actor.split_once(':') {
             Some(("client", identity)) => Ok(Actor::Client(identity.to_owned())),
             Some(("worker", identity)) => Ok(Actor::Worker(identity.to_owned())),
+            Some(("run", id)) if let Ok(run) = id.parse() => Ok(Actor::Run(run)),
             None if self.actor == "system" => Ok(Actor::System),
             _ => Err(RowError::Invalid {
                 seq: self.seq,
@@ -396,6 +415,7 @@ fn actor_text(actor: &Actor) -> String {
         Actor::Client(identity) => format!("client:{identity}"),
         Actor::Worker(identity) => format!("worker:{identity}"),
         Actor::System => "system".to_owned(),
+        Actor::Run(run) => format!("run:{run}"),
     }
 }
 

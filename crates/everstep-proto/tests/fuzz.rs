@@ -6,8 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bolero::check;
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, CommitCommand, DetachReason, DoubtPolicy, Duration, Event,
-    EventBody, Failure, OpId, Payload, Resolution, RetryPolicy, Run, RunId, RunStarted, SessionId,
-    StepResolved, TimerKey, Timestamp, TraceContext, WorkerCommit, WorkerInfo, limits,
+    EventBody, Failure, OpId, Payload, QueuedOptions, Resolution, RetryPolicy, Run, RunId, RunStarted,
+    SessionId, StepResolved, StepScheduled, TimerKey, Timestamp, TraceContext, UpdateOutcome, WorkerCommit,
+    WorkerInfo, limits,
 };
 use everstep_fuzz::bytes;
 use everstep_proto::row::EventRow;
@@ -47,6 +48,7 @@ fn started() -> RunStarted {
         run_timeout: Some(Duration::from_secs(60)),
         seed: u64::MAX,
         trace: TraceContext { traceparent: PARENT.to_owned(), tracestate: "a=b".to_owned() },
+        ..RunStarted::default()
     }
 }
 
@@ -67,6 +69,17 @@ fn resolved(resolution: Resolution) -> EventBody {
     EventBody::StepResolved(Box::new(StepResolved { step, name, attempt: 1, resolution, note }))
 }
 
+fn scheduled(step: u32) -> Box<StepScheduled> {
+    let (name, input) = ("q".to_owned(), Payload::json("4"));
+    let options = QueuedOptions {
+        task_queue: "video".to_owned(),
+        heartbeat: Some(Duration::from_secs(1)),
+        in_doubt: Some(DoubtPolicy::AskHuman),
+        ..QueuedOptions::default()
+    };
+    Box::new(StepScheduled { step: OpId(step), name, input, options })
+}
+
 /// One of each kind, in an order that a history may have.
 fn bodies() -> Vec<EventBody> {
     let (step, name, attempt, elapsed) = (OpId(1), "charge".to_owned(), 2, Duration::from_millis(3));
@@ -78,7 +91,7 @@ fn bodies() -> Vec<EventBody> {
     let signal_id = "s".to_owned();
     vec![
         EventBody::RunStarted(Box::new(started())),
-        EventBody::WorkerAttached { session, worker },
+        EventBody::WorkerAttached { session, worker, pinned: false },
         EventBody::StepStarted { step, name: name.clone(), attempt: 1, in_doubt: None },
         EventBody::StepStarted { step, name: name.clone(), attempt: 1, in_doubt: Some(DoubtPolicy::Verify) },
         EventBody::StepInDoubt { step, name: name.clone(), attempt: 1 },
@@ -87,20 +100,40 @@ fn bodies() -> Vec<EventBody> {
         resolved(Resolution::Retry),
         EventBody::StepFailed { step, name: name.clone(), attempt: 1, elapsed, failure: failure(), retry_at },
         EventBody::StepCompleted { step, name, attempt, elapsed, result: Payload::json("{}") },
+        EventBody::StepScheduled(scheduled(4)),
+        EventBody::StepCancelRequested { step: OpId(4) },
+        EventBody::StepInDoubt { step: OpId(4), name: "q".to_owned(), attempt: 1 },
         EventBody::TimerStarted { timer: OpId(2), fire_at: at },
         EventBody::TimerFired { timer: TimerKey::timer(OpId(2)) },
         EventBody::TimerCanceled { timer: OpId(3) },
         EventBody::SignalReceived { name: "paid".to_owned(), signal_id, input },
         EventBody::CancelRequested { reason: "r".to_owned() },
         EventBody::VersionMarked { change_id: "fee".to_owned(), version: 1 },
+        EventBody::UpdateAccepted {
+            update_id: "u".to_owned(),
+            name: "add".to_owned(),
+            input: Payload::json("1"),
+        },
+        EventBody::UpdateCompleted {
+            accepted: 3,
+            update_id: "u".to_owned(),
+            outcome: UpdateOutcome::Completed(Payload::json("2")),
+        },
+        EventBody::UpdateCompleted {
+            accepted: 3,
+            update_id: "u".to_owned(),
+            outcome: UpdateOutcome::Failed(failure()),
+        },
         EventBody::RunBlocked(Box::new(blocked())),
         EventBody::RunUnblocked { build_id: "c".to_owned() },
         EventBody::WorkerDetached { reason: released },
         EventBody::RunCompleted { result: Payload::json("3"), unconsumed: vec![9] },
-        EventBody::RunFailed { failure: failure(), unconsumed: vec![1, u64::MAX] },
+        EventBody::RunFailed { failure: failure(), unconsumed: vec![1, u64::MAX], retried_by: None },
         EventBody::RunCanceled { details: "d".to_owned() },
         EventBody::RunTerminated { reason: "r".to_owned() },
-        EventBody::RunTimedOut,
+        EventBody::RunTimedOut { retried_by: None },
+        EventBody::RunTimedOut { retried_by: Some(run()) },
+        EventBody::RunContinued { successor: run(), carried: vec![2, u64::MAX] },
     ]
 }
 
@@ -218,10 +251,14 @@ fn commands() -> Vec<CommitCommand> {
         CommitCommand::StartStep { step, name: name.clone(), attempt, in_doubt: None },
         CommitCommand::StartStep { step, name: name.clone(), attempt, in_doubt: Some(DoubtPolicy::Fail) },
         CommitCommand::CompleteStep { step, name: name.clone(), attempt, elapsed, result: result.clone() },
-        CommitCommand::FailStep { step, name, attempt, elapsed, failure: failure(), policy },
+        CommitCommand::FailStep { step, name, attempt, elapsed, failure: failure(), policy: Some(policy) },
         CommitCommand::StartTimer { timer: OpId(2), delay: Duration::from_secs(1) },
         CommitCommand::CancelTimer { timer: OpId(2) },
+        CommitCommand::ScheduleStep(scheduled(4)),
+        CommitCommand::CancelStep { step: OpId(4) },
         CommitCommand::MarkVersion { change_id: "fee".to_owned(), version: 1 },
+        CommitCommand::CompleteUpdate { accepted: 3, outcome: UpdateOutcome::Completed(Payload::json("2")) },
+        CommitCommand::CompleteUpdate { accepted: 3, outcome: UpdateOutcome::Failed(failure()) },
         CommitCommand::CompleteRun { result, unconsumed: vec![2] },
         CommitCommand::FailRun { failure: failure(), unconsumed: Vec::new() },
         CommitCommand::CancelRun { details: "d".to_owned() },

@@ -4,12 +4,16 @@
 //! into the contract's words. What is *not* here: rules about runs (the core's), storage, and the set-up of
 //! span export (the CLI's).
 
+mod administer;
+mod attributes;
+mod builds;
 mod check;
 mod error;
 mod http;
 mod metrics;
 mod namespaces;
 mod page;
+mod queues;
 mod reason;
 mod rpc;
 mod runs;

@@ -1,5 +1,7 @@
 //! Figures for `/metrics`, in Prometheus' text form: a histogram of the calls, and the node's own counters.
 
+mod waiting;
+
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -147,7 +149,16 @@ fn write_figure(text: &mut String, kind: &str, (name, help): (&str, &str), value
 }
 
 fn upkeep_figures(upkeep: &Upkeep, text: &mut String) {
-    let Upkeep { blocked_runs, oldest_task, sweep_lag, runs_lost, wake_violations, timer_lateness } = upkeep;
+    let Upkeep {
+        waiting_for_build,
+        blocked_runs,
+        oldest_task,
+        sweep_lag,
+        runs_lost,
+        wake_violations,
+        timer_lateness,
+    } = upkeep;
+    waiting::figures(waiting_for_build, text);
     let blocked = "Blocked runs, counted up to 10,000.";
     write_figure(text, "gauge", ("everstep_runs_blocked", blocked), blocked_runs);
     let oldest = "How long the oldest task has waited for a worker, at least.";

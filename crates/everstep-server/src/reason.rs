@@ -36,6 +36,12 @@ macro_rules! reasons {
 }
 
 reasons! {
+    ATTRIBUTE_NOT_DECLARED, InvalidArgument,
+        "The namespace has no search attribute of this name; the message names the one that is most like it.",
+        "Declare it with AddSearchAttributes (`everstep attribute add`), or correct the name.";
+    ATTRIBUTE_TYPE_MISMATCH, InvalidArgument,
+        "The search attribute is declared with another type, which never changes.",
+        "Give a value of the declared type, or declare an attribute of another name.";
     CONTENTION, Aborted,
         "Other requests kept winning the race for this run. Nothing was written.",
         "Send the same request again.";
@@ -63,6 +69,12 @@ reasons! {
     INVALID_DURATION, InvalidArgument,
         "A duration is negative, malformed or out of range.",
         "Give a duration of at most 100 years, such as 90 s.";
+    INVALID_FILTER, InvalidArgument,
+        "The comparison makes no sense of the search attribute.",
+        "Lists of keywords and booleans are compared with EQ and NE only.";
+    INVALID_HISTORY, InvalidArgument,
+        "A file is not the history of a run, or not all of it; the message says where.",
+        "Export the run again; a file of a newer release needs a server of that release.";
     INVALID_ID, InvalidArgument,
         "A name or id is not well formed.",
         "Use 1 to 255 ASCII letters, digits, inner spaces and . _ : @ / + = ~ # , $ ( ) - without '..'; a UUID for a run id.";
@@ -91,8 +103,8 @@ reasons! {
         "This node is shutting down; nothing was written.",
         "Send the same request again, to another node or in a moment.";
     NO_WORKER, Unavailable,
-        "No worker that has the run's code was connected before the call's deadline.",
-        "Start a worker for the queue and workflow type that the message names, then ask again.";
+        "No worker that has the run's code, or none of the build to check, was connected in time.",
+        "Start a worker for the queue and workflow type, or of the build, that the message names; then ask again.";
     OUTCOME_UNKNOWN, Unavailable,
         "The database went away while the commit was on its way: the request may or may not have been carried out.",
         "Send it again with the same request id: it takes effect once.";
@@ -105,6 +117,9 @@ reasons! {
     REQUEST_BYTES_EXHAUSTED, ResourceExhausted,
         "The requests that this node is receiving or carrying out take all the memory that it has for them. Nothing was written.",
         "Send the same request again after a pause.";
+    RESULT_CONFLICT, AlreadyExists,
+        "The attempt of a queued step has ended before, in another way.",
+        "Look at the run's steps: somebody else ended it.";
     RUN_ALREADY_ATTACHED, FailedPrecondition,
         "The run has a worker already.",
         "Nothing: the run goes on there.";
@@ -113,13 +128,19 @@ reasons! {
         "Use that run, choose another workflow id, or another reuse or conflict policy.";
     RUN_CLOSED, FailedPrecondition,
         "The run has ended.",
-        "Nothing can be sent to it any more; start a new run.";
+        "Nothing can be sent to it any more: use the run that `successor` names, if it names one, or start a new run.";
     RUN_NOT_FOUND, NotFound,
         "There is no such run in this namespace.",
         "Correct the run id, workflow id or namespace.";
     RUN_NOT_RUNNABLE, FailedPrecondition,
         "The run needs no worker now.",
         "Nothing: it will be handed out when it does.";
+    STALE_ATTEMPT, FailedPrecondition,
+        "The attempt of a queued step is over: another one is under way, or Everstep ended it.",
+        "Stop working on it; what it did counts for nothing.";
+    STEP_NOT_FOUND, NotFound,
+        "The run has no such queued step.",
+        "Correct the step's number.";
     STEP_NOT_IN_DOUBT, FailedPrecondition,
         "The step is not in doubt, or not with this attempt.",
         "Look at the run's steps: somebody else may have resolved it.";
@@ -132,6 +153,9 @@ reasons! {
     STORE_UNAVAILABLE, Unavailable,
         "The database cannot be reached. Nothing was written.",
         "Send the same request again after a pause.";
+    TASK_TOKEN_INVALID, InvalidArgument,
+        "The text is no task token that this deployment gave out.",
+        "Use the token of the attempt, unchanged.";
     TIMER_NOT_DUE, FailedPrecondition,
         "The timer's instant has not come.",
         "Wait for it.";
@@ -144,4 +168,16 @@ reasons! {
     UNSUPPORTED_PROTOCOL, FailedPrecondition,
         "Worker and server have no version of the worker protocol in common.",
         "Upgrade the older one.";
+    UPDATE_ABANDONED, FailedPrecondition,
+        "The run ended before its code had answered the update, which it had accepted.",
+        "Look at the run's history for what was done; start a new run if it has to be done.";
+    UPDATE_NOT_FOUND, NotFound,
+        "The run has accepted no update of this id.",
+        "Send the update, or correct its id.";
+    UPDATE_REJECTED, FailedPrecondition,
+        "The run's code does not agree to the update: there is no handler of that name, its check refuses, or the code does not fit the history. Nothing was written.",
+        "Read the message; correct the update, or send it when the run agrees.";
+    WRONG_BUILD, FailedPrecondition,
+        "The run belongs to another build, which the worker's build does not continue.",
+        "Start a worker of that build, or allow the new one to continue it.";
 }

@@ -22,6 +22,7 @@ fn page_of(table: WakeTable) -> &'static str {
         WakeTable::Tasks => "SELECT run_id, true FROM tasks WHERE run_id > $1 ORDER BY run_id LIMIT $2",
         WakeTable::Timers => "SELECT run_id, true FROM timers WHERE run_id > $1 ORDER BY run_id LIMIT $2",
         WakeTable::Wakes => "SELECT run_id, true FROM wakes WHERE run_id > $1 ORDER BY run_id LIMIT $2",
+        WakeTable::Steps => "SELECT run_id, true FROM step_tasks WHERE run_id > $1 ORDER BY run_id LIMIT $2",
         WakeTable::Runs => {
             "SELECT run_id, status = 'running' AND owner IS NULL FROM runs WHERE run_id > $1
               ORDER BY run_id LIMIT $2"
@@ -79,10 +80,13 @@ impl Inspect for PostgresStore {
         // One statement, and so one instant.
         let rows = sqlx::query(
             "SELECT a.run_id, r.status, r.owner IS NOT NULL, a.task, a.timers, a.wakes, e.kind,
-                    coalesce(e.attrs LIKE '%\"reason\":\"parked\"%', false)
+                    coalesce(e.attrs LIKE '%\"reason\":\"parked\"%', false), a.delayed, a.steps
                FROM (SELECT i.run_id,
                             (SELECT true FROM tasks t WHERE t.run_id = i.run_id LIMIT 1) IS NOT NULL AS task,
                             (SELECT true FROM timers t WHERE t.run_id = i.run_id LIMIT 1) IS NOT NULL AS timers,
+                            (SELECT true FROM timers t
+                              WHERE t.run_id = i.run_id AND t.kind = 'start' LIMIT 1) IS NOT NULL AS delayed,
+                            (SELECT true FROM step_tasks s WHERE s.run_id = i.run_id LIMIT 1) IS NOT NULL AS steps,
                             (SELECT true FROM wakes w WHERE w.run_id = i.run_id LIMIT 1) IS NOT NULL AS wakes
                        FROM unnest($1::uuid[]) AS i(run_id) OFFSET 0) a
                LEFT JOIN LATERAL (
@@ -111,6 +115,8 @@ fn wake_rows(row: &PgRow) -> Result<WakeRows, Error> {
             owned: row.try_get(2)?,
             task: row.try_get(3)?,
             timers: row.try_get(4)?,
+            delayed: row.try_get(8)?,
+            steps: row.try_get(9)?,
             wakes: row.try_get(5)?,
             last: kind.map(|kind| LastEvent { parked: parked && kind == "WorkerDetached", kind }),
         };

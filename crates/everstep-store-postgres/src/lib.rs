@@ -4,18 +4,24 @@
 //! decides who appended. Nothing rests on an isolation level above READ COMMITTED, and nothing here reads
 //! from a standby. What is *not* here: the meaning of an event.
 
+mod admin;
 mod append;
 mod appenders;
+mod attributes;
+mod builds;
 mod connect;
 mod doubts;
 mod error;
 mod inspect;
+mod outbox;
+mod queues;
 mod reads;
 mod relay;
 mod rows;
 mod sessions;
 mod sql;
 mod statement;
+mod steps;
 mod sweep;
 
 pub use connect::{MigrationReport, PostgresOptions, PostgresStore, check, migrate};

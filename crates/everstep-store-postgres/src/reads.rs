@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use everstep_core::{
-    Event, OpId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, Timer, TimerKey, TimerKind, Timestamp,
+    Event, Notes, OpId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, TaskRow, Timer, TimerKey,
+    TimerKind, Timestamp,
 };
 use everstep_store::{
-    Append, AppendReply, Catalog, DoubtFilter, DoubtRecord, Error, Log, Namespace, PAGE_BYTES_MAX, PageToken,
-    Relay, RunFilter, RunRecord, RunTables, StartRecord,
+    Append, AppendReply, Catalog, DoubtFilter, DoubtRecord, Error, Log, Namespace, NamespaceSettings,
+    Outbox as _, PAGE_BYTES_MAX, PageToken, Relay, RunFilter, RunRecord, RunTables, StartRecord,
 };
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -15,9 +16,9 @@ use uuid::Uuid;
 
 use crate::PostgresStore;
 use crate::connect::InTime as _;
-use crate::doubts;
 use crate::error::before;
 use crate::rows::{event, from_db, run_row};
+use crate::{attributes, builds, doubts, outbox, steps};
 
 macro_rules! run_columns {
     () => {
@@ -25,6 +26,7 @@ macro_rules! run_columns {
          r.blocked, r.cancel_requested, r.started_at, r.closed_at, r.last_seq"
     };
 }
+pub(crate) use run_columns;
 
 /// The rest of a list, after its columns: `$1` namespace, `$2` page, `$3` workflow id, `$4` type, `$5` statuses.
 macro_rules! list_tail {
@@ -63,7 +65,8 @@ impl Log for PostgresStore {
             "SELECT e.seq, e.at, e.epoch, e.step_id, e.attempt, e.command_id, e.kind, e.step, e.actor, e.attrs,
                     e.encoding, e.data, e.payload_hash
                FROM (SELECT page.*, coalesce(page.payload, p.data) AS data,
-                            sum(coalesce(octet_length(page.payload), octet_length(p.data), 0))
+                            sum(coalesce(octet_length(page.payload), octet_length(p.data), 0)
+                                + CASE page.kind WHEN 'AttributesUpserted' THEN octet_length(page.attrs) ELSE 0 END)
                                 OVER (ORDER BY page.seq) AS bytes
                        FROM (SELECT * FROM events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3) page
                        LEFT JOIN payloads p ON p.run_id = $1 AND p.hash = page.payload_hash) e
@@ -97,9 +100,12 @@ fn namespace(row: &PgRow) -> Result<Namespace, Error> {
             name: row.try_get(0)?,
             description: row.try_get(1)?,
             created_at: from_db(row.try_get(2)?),
+            settings: NamespaceSettings::default(),
         })
     };
-    read().map_err(before)
+    let namespace = read().map_err(before)?;
+    let settings = NamespaceSettings::from_text(&namespace.name, row.try_get(3).map_err(before)?)?;
+    Ok(Namespace { settings, ..namespace })
 }
 
 #[async_trait]
@@ -160,6 +166,15 @@ impl Catalog for PostgresStore {
         page: Option<PageToken>,
         limit: usize,
     ) -> Result<Vec<RunRow>, Error> {
+        if filter.waiting.is_none() && !filter.attributes.is_empty() {
+            return attributes::list(self, run_columns!(), filter, page, limit_of(limit)).await;
+        }
+        if let Some(waiting) = &filter.waiting {
+            return builds::waiting(self, &waiting.tasks, filter, page, limit).await;
+        }
+        if let Some(parent) = filter.parent {
+            return outbox::children(self, parent, filter, page, limit).await;
+        }
         let statuses: Vec<&str> = filter.statuses.iter().map(|s| s.as_str()).collect();
         // Every run of a workflow id was started by a request for it; `runs` has no index of its own for that.
         let text = match &filter.workflow_id {
@@ -200,6 +215,10 @@ impl Catalog for PostgresStore {
         Ok(closed.into_iter().map(RunId::from_uuid).collect())
     }
 
+    async fn run_notes(&self, run: RunId) -> Result<Notes, Error> {
+        attributes::notes(self, run).await
+    }
+
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
         let Some(record) = self.get_run(run).await? else { return Ok(None) };
         let id = run.uuid();
@@ -220,13 +239,14 @@ impl Catalog for PostgresStore {
             })
             .collect::<Result<_, Error>>()?;
         timers.sort_unstable();
-        let task: Option<(String, String)> =
-            sqlx::query_as("SELECT namespace, task_queue FROM tasks WHERE run_id = $1")
-                .bind(id)
-                .fetch_optional(&self.pool)
-                .in_time(self.answer_limit)
-                .await
-                .map_err(before)?;
+        let task: Option<(String, String, String, String)> = sqlx::query_as(
+            "SELECT namespace, task_queue, workflow_type, build_id FROM tasks WHERE run_id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .in_time(self.answer_limit)
+        .await
+        .map_err(before)?;
         let wakes: Vec<i64> = sqlx::query_scalar("SELECT seq FROM wakes WHERE run_id = $1 ORDER BY seq")
             .bind(id)
             .fetch_all(&self.pool)
@@ -234,9 +254,16 @@ impl Catalog for PostgresStore {
             .await
             .map_err(before)?;
         let doubts = doubts::of_run(self, run).await?;
-        let task = task.map(|(namespace, task_queue)| QueueKey { namespace, task_queue });
+        let steps = steps::of_run(self, run).await?;
+        let attributes = attributes::of_run(self, run).await?;
+        let link = self.run_links(&[run]).await?.pop().map(|(_, link)| link);
+        let task = task.map(|(namespace, task_queue, workflow_type, build_id)| TaskRow {
+            queue: QueueKey { namespace, task_queue },
+            workflow_type,
+            build_id,
+        });
         Ok(Some(RunTables {
-            projection: Projection { row: record.row, timers, task, doubts },
+            projection: Projection { row: record.row, timers, task, doubts, steps, link, attributes },
             wakes: wakes.into_iter().filter_map(|s| u64::try_from(s).ok()).collect(),
         }))
     }
@@ -269,18 +296,19 @@ impl Catalog for PostgresStore {
     }
 
     async fn get_namespace(&self, name: &str) -> Result<Option<Namespace>, Error> {
-        let row = sqlx::query("SELECT name, description, created_at FROM namespaces WHERE name = $1")
-            .bind(name)
-            .fetch_optional(&self.pool)
-            .in_time(self.answer_limit)
-            .await
-            .map_err(before)?;
+        let row =
+            sqlx::query("SELECT name, description, created_at, settings FROM namespaces WHERE name = $1")
+                .bind(name)
+                .fetch_optional(&self.pool)
+                .in_time(self.answer_limit)
+                .await
+                .map_err(before)?;
         row.as_ref().map(namespace).transpose()
     }
 
     async fn list_namespaces(&self, after: &str, limit: usize) -> Result<Vec<Namespace>, Error> {
         let rows = sqlx::query(
-            "SELECT name, description, created_at FROM namespaces WHERE name COLLATE \"C\" > $1
+            "SELECT name, description, created_at, settings FROM namespaces WHERE name COLLATE \"C\" > $1
               ORDER BY name COLLATE \"C\" LIMIT $2",
         )
         .bind(after)

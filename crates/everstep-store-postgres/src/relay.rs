@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use everstep_core::{AskId, Duration, Payload, QueueKey, RunId};
-use everstep_store::{AskAnswer, AskOutcome, AskRow, AskState, AskWant, Error, Relay};
+use everstep_store::{AskAnswer, AskKind, AskOutcome, AskRow, AskState, AskWant, Error, Relay};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -20,6 +20,7 @@ fn ask_row(row: &PgRow) -> Result<AskRow, sqlx::Error> {
         workflow_type: row.try_get(4)?,
         build_id: row.try_get(5)?,
         at_least: u64::try_from(row.try_get::<i64, _>(6)?).unwrap_or(0),
+        kind: AskKind::parse(row.try_get(11)?).unwrap_or(AskKind::Query),
         name: row.try_get(7)?,
         input: Payload { encoding: row.try_get(8)?, data: Bytes::from(row.try_get::<Vec<u8>, _>(9)?) },
         wait: Duration::from_micros(u64::try_from(row.try_get::<i64, _>(10)?).unwrap_or(0)),
@@ -46,7 +47,7 @@ impl Relay for PostgresStore {
             "WITH late AS (DELETE FROM asks WHERE expires_at < statement_timestamp())
              INSERT INTO asks (ask_id, run_id, namespace, task_queue, workflow_type, build_id, at_least, kind, name,
                                encoding, input, put_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'query', $8, $9, $10, clock_timestamp(),
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $12, $8, $9, $10, clock_timestamp(),
                      clock_timestamp() + $11 * interval '1 microsecond')
              ON CONFLICT DO NOTHING",
         )
@@ -61,6 +62,7 @@ impl Relay for PostgresStore {
         .bind(&ask.input.encoding)
         .bind(&ask.input.data[..])
         .bind(micros(ask.wait))
+        .bind(ask.kind.as_str())
         .execute(&self.pool)
         .in_time(self.answer_limit)
         .await
@@ -73,6 +75,7 @@ impl Relay for PostgresStore {
             "WITH open AS (
                  SELECT ask_id FROM asks
                   WHERE namespace = $1 AND task_queue = ANY($2) AND workflow_type = ANY($3) AND seq IS NULL
+                    AND kind IN ('query', 'update')
                     AND expires_at > statement_timestamp()
                     AND (claimed_until IS NULL OR claimed_until < statement_timestamp())
                   ORDER BY put_at LIMIT $4 FOR UPDATE SKIP LOCKED)
@@ -80,7 +83,8 @@ impl Relay for PostgresStore {
               WHERE a.ask_id = ANY (ARRAY(SELECT ask_id FROM open))
              RETURNING a.ask_id, a.run_id, a.namespace, a.task_queue, a.workflow_type, a.build_id, a.at_least, a.name,
                        a.encoding, a.input,
-                       (extract(epoch FROM a.expires_at - clock_timestamp()) * 1000000)::bigint",
+                       (extract(epoch FROM a.expires_at - clock_timestamp()) * 1000000)::bigint,
+                       a.kind",
         )
         .bind(&want.namespace)
         .bind(&want.task_queues)

@@ -19,11 +19,11 @@ pub(crate) fn micros(d: Duration) -> i64 {
 impl Sessions for PostgresStore {
     async fn open_session(&self, session: &SessionRow) -> Result<Option<Timestamp>, Error> {
         let until: Option<DateTime<Utc>> = sqlx::query_scalar(
-            "INSERT INTO sessions AS s (session_id, node_id, namespace, identity, build_id, opened_at, lease_until)
-             VALUES ($1, $2, $3, $4, $5, clock_timestamp(), clock_timestamp() + $6 * interval '1 microsecond')
+            "INSERT INTO sessions AS s (session_id, node_id, namespace, identity, build_id, serves, opened_at, lease_until)
+             VALUES ($1, $2, $3, $4, $5, $7, clock_timestamp(), clock_timestamp() + $6 * interval '1 microsecond')
              ON CONFLICT (session_id) DO UPDATE
                 SET node_id = excluded.node_id, identity = excluded.identity,
-                    build_id = excluded.build_id, lease_until = excluded.lease_until
+                    build_id = excluded.build_id, serves = excluded.serves, lease_until = excluded.lease_until
               WHERE s.closed_at IS NULL AND s.namespace = excluded.namespace
              RETURNING lease_until",
         )
@@ -33,6 +33,7 @@ impl Sessions for PostgresStore {
         .bind(&session.identity)
         .bind(&session.build_id)
         .bind(micros(session.lease))
+        .bind(serde_json::json!(session.serves).to_string())
         .fetch_optional(&self.upkeep)
         .in_time(self.answer_limit)
         .await

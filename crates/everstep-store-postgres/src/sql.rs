@@ -9,6 +9,10 @@
 //! statement, which is then made again with `ON CONFLICT DO NOTHING` (*careful*). `{events}` is the table or its one partition that matters;
 //! each `?` is the next parameter.
 
+mod attribute_rows;
+mod between_rows;
+mod step_rows;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -42,6 +46,13 @@ pub(crate) enum Part {
     WakesDeleted,
     DoubtsSet,
     DoubtsDeleted,
+    StepsSet,
+    StepsDeleted,
+    OutboxSet,
+    OutboxDeleted,
+    Links,
+    AttributesSet,
+    AttributesDeleted,
     Answer,
 }
 
@@ -189,12 +200,15 @@ mod beside {
 )";
 
     pub(crate) const TASKS_SET: &str = ", tasks_set AS (
-    INSERT INTO tasks (run_id, namespace, task_queue, claims, next_claim_at)
-    SELECT s.run_id, s.namespace, s.task_queue, 0, clock_timestamp() + interval '1 second'
-      FROM unnest(?::uuid[], ?::text[], ?::text[]) AS s(run_id, namespace, task_queue)
+    INSERT INTO tasks (run_id, namespace, task_queue, workflow_type, build_id, claims, next_claim_at)
+    SELECT s.run_id, s.namespace, s.task_queue, s.workflow_type, s.build_id, 0,
+           clock_timestamp() + interval '1 second'
+      FROM unnest(?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[])
+           AS s(run_id, namespace, task_queue, workflow_type, build_id)
      WHERE s.run_id = {won}
     ON CONFLICT (run_id) DO UPDATE
-       SET namespace = excluded.namespace, task_queue = excluded.task_queue, claims = 0,
+       SET namespace = excluded.namespace, task_queue = excluded.task_queue,
+           workflow_type = excluded.workflow_type, build_id = excluded.build_id, claims = 0,
            next_claim_at = excluded.next_claim_at
 )";
 
@@ -264,12 +278,19 @@ impl Part {
             Self::WakesDeleted => 17,
             Self::DoubtsSet => 18,
             Self::DoubtsDeleted => 19,
-            Self::Answer => 20,
+            Self::StepsSet => 20,
+            Self::StepsDeleted => 21,
+            Self::OutboxSet => 22,
+            Self::OutboxDeleted => 23,
+            Self::Links => 24,
+            Self::AttributesSet => 25,
+            Self::AttributesDeleted => 26,
+            Self::Answer => 27,
         }
     }
 
     /// All of them, in order.
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 28] = [
         Self::Lone,
         Self::One,
         Self::First,
@@ -290,6 +311,13 @@ impl Part {
         Self::WakesDeleted,
         Self::DoubtsSet,
         Self::DoubtsDeleted,
+        Self::StepsSet,
+        Self::StepsDeleted,
+        Self::OutboxSet,
+        Self::OutboxDeleted,
+        Self::Links,
+        Self::AttributesSet,
+        Self::AttributesDeleted,
         Self::Answer,
     ];
 
@@ -312,6 +340,13 @@ impl Part {
             Self::WakesDeleted => beside::WAKES_DELETED,
             Self::DoubtsSet => beside::DOUBTS_SET,
             Self::DoubtsDeleted => beside::DOUBTS_DELETED,
+            Self::StepsSet => step_rows::SET,
+            Self::StepsDeleted => step_rows::DELETED,
+            Self::OutboxSet => between_rows::OUTBOX_SET,
+            Self::OutboxDeleted => between_rows::OUTBOX_DELETED,
+            Self::Links => between_rows::LINKS,
+            Self::AttributesSet => attribute_rows::SET,
+            Self::AttributesDeleted => attribute_rows::DELETED,
             Self::Answer => ANSWER,
         });
     }

@@ -1,9 +1,13 @@
 //! The append of a batch as one statement, with what it is bound to.
 
+mod attributes;
+mod between;
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Datelike, Utc};
-use everstep_core::{Doubt, RunRow, TimerKey, Timestamp, Write};
+use everstep_core::{Doubt, RunRow, TaskRow, TimerKey, Timestamp, Write};
 use everstep_proto::row::EventRow;
 use everstep_store::{Error, RunAppend, StartClaim};
 use sqlx::postgres::{PgArguments, PgConnection};
@@ -198,11 +202,16 @@ struct Beside {
     rows: BTreeMap<Uuid, RunRow>,
     timers: BTreeMap<Timer, Option<DateTime<Utc>>>,
     timers_cleared: BTreeSet<Uuid>,
-    tasks: BTreeMap<Uuid, Option<(String, String)>>,
+    tasks: BTreeMap<Uuid, Option<TaskRow>>,
     wakes_set: BTreeSet<(Uuid, i64)>,
     wakes_deleted: BTreeMap<Uuid, i64>,
     doubts: BTreeMap<(Uuid, i64), Option<Doubt>>,
     doubts_cleared: BTreeSet<Uuid>,
+    steps: steps::Steps,
+    steps_cleared: BTreeSet<Uuid>,
+    outbox: between::Outbox,
+    links: between::Links,
+    attributes: attributes::Attributes,
 }
 
 fn signed(seq: u64) -> i64 {
@@ -222,6 +231,11 @@ impl Beside {
             wakes_deleted,
             doubts,
             doubts_cleared,
+            steps,
+            steps_cleared,
+            outbox,
+            links,
+            attributes,
         } = self;
         claims.is_empty()
             && payloads.is_empty()
@@ -233,6 +247,11 @@ impl Beside {
             && wakes_deleted.is_empty()
             && doubts.is_empty()
             && doubts_cleared.is_empty()
+            && steps.is_empty()
+            && steps_cleared.is_empty()
+            && outbox.is_empty()
+            && links.is_empty()
+            && attributes.is_empty()
     }
 
     fn add(&mut self, run: &RunAppend) {
@@ -261,8 +280,8 @@ impl Beside {
                 self.timers.retain(|(run, _, _), _| *run != id);
                 self.timers_cleared.insert(id);
             }
-            Write::TaskSet(queue) => {
-                self.tasks.insert(id, Some((queue.namespace.clone(), queue.task_queue.clone())));
+            Write::TaskSet(task) => {
+                self.tasks.insert(id, Some(task.clone()));
             }
             Write::TaskDeleted => {
                 self.tasks.insert(id, None);
@@ -276,6 +295,28 @@ impl Beside {
             Write::DoubtsCleared => {
                 self.doubts.retain(|(run, _), _| *run != id);
                 self.doubts_cleared.insert(id);
+            }
+            Write::OutboxSet { seq } => {
+                self.outbox.insert((id, signed(*seq)), true);
+            }
+            Write::OutboxDeleted { seq } => {
+                self.outbox.insert((id, signed(*seq)), false);
+            }
+            Write::AttributesSet(rows) => {
+                self.attributes.insert(id, (**rows).clone());
+            }
+            Write::LinkSet(link) => {
+                self.links.insert(id, (**link).clone());
+            }
+            Write::StepTaskSet(task) => {
+                self.steps.insert((id, i64::from(task.step.0)), Some((**task).clone()));
+            }
+            Write::StepTaskDeleted(step) => {
+                self.steps.insert((id, i64::from(step.0)), None);
+            }
+            Write::StepTasksCleared => {
+                self.steps.retain(|(run, _), _| *run != id);
+                self.steps_cleared.insert(id);
             }
             Write::WakeSet { seq } => {
                 self.wakes_set.insert((id, signed(*seq)));
@@ -332,7 +373,10 @@ impl Beside {
             statement.column(&wakes, |w| w.0)?;
             statement.column(&wakes, |w| w.1)?;
         }
-        bind_doubts(statement, self.doubts, self.doubts_cleared)
+        bind_doubts(statement, self.doubts, self.doubts_cleared)?;
+        steps::bind_steps(statement, self.steps, self.steps_cleared)?;
+        between::bind(statement, self.outbox, self.links)?;
+        attributes::bind(statement, self.attributes)
     }
 }
 
@@ -389,19 +433,21 @@ fn bind_timers(
     Ok(())
 }
 
-fn bind_tasks(statement: &mut Statement, tasks: BTreeMap<Uuid, Option<(String, String)>>) -> Bound {
+fn bind_tasks(statement: &mut Statement, tasks: BTreeMap<Uuid, Option<TaskRow>>) -> Bound {
     let (mut set, mut deleted) = (Vec::new(), Vec::new());
     for (run, task) in tasks {
         match task {
-            Some((namespace, queue)) => set.push((run, namespace, queue)),
+            Some(task) => set.push((run, task)),
             None => deleted.push(run),
         }
     }
     if !set.is_empty() {
         statement.parts.add(Part::TasksSet);
         statement.column(&set, |t| t.0)?;
-        statement.column(&set, |t| t.1.clone())?;
-        statement.column(&set, |t| t.2.clone())?;
+        statement.column(&set, |t| t.1.queue.namespace.clone())?;
+        statement.column(&set, |t| t.1.queue.task_queue.clone())?;
+        statement.column(&set, |t| t.1.workflow_type.clone())?;
+        statement.column(&set, |t| t.1.build_id.clone())?;
     }
     if !deleted.is_empty() {
         statement.parts.add(Part::TasksDeleted);

@@ -3,12 +3,13 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, TimerKey, TimerKind};
-use everstep_store::{ClaimedTimers, Error, Sweep};
+use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, TaskRow, TimerKey, TimerKind};
+use everstep_store::{ClaimedTimers, Error, RunWant, Sweep};
 use sqlx::Row;
 use uuid::Uuid;
 
 use crate::PostgresStore;
+use crate::builds::wants_json;
 use crate::connect::InTime as _;
 use crate::error::before;
 use crate::rows::from_db;
@@ -102,34 +103,42 @@ impl Sweep for PostgresStore {
 
     async fn claim_tasks(
         &self,
-        queues: Option<&[QueueKey]>,
+        wants: Option<&[RunWant]>,
         limit: usize,
-    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
-        let (namespaces, names): (Vec<&str>, Vec<&str>) =
-            queues.unwrap_or_default().iter().map(|q| (q.namespace.as_str(), q.task_queue.as_str())).unzip();
-        let tasks: Vec<(Uuid, String, String)> = sqlx::query_as(
+    ) -> Result<Vec<(RunId, TaskRow)>, Error> {
+        // A want that is impatient costs a look at every task that waits, once for each worker that comes.
+        let impatient = wants.is_some_and(|wants| wants.iter().any(|want| want.impatient));
+        let tasks: Vec<(Uuid, String, String, String, String)> = sqlx::query_as(
             "WITH due AS (
-                 SELECT run_id FROM tasks
-                  WHERE next_claim_at <= statement_timestamp()
-                    AND ($1 OR (namespace, task_queue) IN (SELECT * FROM unnest($2::text[], $3::text[])))
-                  ORDER BY next_claim_at LIMIT $4 FOR UPDATE SKIP LOCKED)
+                 SELECT run_id FROM tasks t
+                  WHERE (next_claim_at <= statement_timestamp() OR ($4 AND claims > 0))
+                    AND ($1 OR EXISTS (
+                        SELECT FROM jsonb_to_recordset($2)
+                                 AS w(namespace text, task_queue text, types jsonb, builds jsonb, impatient boolean)
+                         WHERE w.namespace = t.namespace AND w.task_queue = t.task_queue
+                           AND (w.types IS NULL OR t.workflow_type = '' OR w.types ? t.workflow_type)
+                           AND (t.build_id = '' OR w.builds ? t.build_id)
+                           AND (w.impatient OR t.next_claim_at <= statement_timestamp())))
+                  ORDER BY next_claim_at LIMIT $3 FOR UPDATE SKIP LOCKED)
              UPDATE tasks t
                 SET claims = t.claims + 1,
                     next_claim_at = clock_timestamp() + least(2 ^ least(t.claims + 1, 6), 60) * interval '1 second'
               WHERE t.run_id = ANY (ARRAY(SELECT run_id FROM due))
-             RETURNING t.run_id, t.namespace, t.task_queue",
+             RETURNING t.run_id, t.namespace, t.task_queue, t.workflow_type, t.build_id",
         )
-        .bind(queues.is_none())
-        .bind(namespaces)
-        .bind(names)
+        .bind(wants.is_none())
+        .bind(wants_json(wants.unwrap_or_default()))
         .bind(limit_of(limit))
+        .bind(impatient)
         .fetch_all(&self.upkeep)
         .in_time(self.answer_limit)
         .await
         .map_err(before)?;
-        let queue =
-            |(run, namespace, task_queue)| (RunId::from_uuid(run), QueueKey { namespace, task_queue });
-        Ok(tasks.into_iter().map(queue).collect())
+        let task = |(run, namespace, task_queue, workflow_type, build_id)| {
+            let queue = QueueKey { namespace, task_queue };
+            (RunId::from_uuid(run), TaskRow { queue, workflow_type, build_id })
+        };
+        Ok(tasks.into_iter().map(task).collect())
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {

@@ -1,21 +1,25 @@
 //! Questions about runs and namespaces.
 
 use async_trait::async_trait;
-use everstep_core::{OpId, Projection, QueueKey, RunId, RunRow};
+use everstep_core::{Notes, OpId, Projection, QueueKey, RunId, RunRow};
 use everstep_store::{
-    Catalog, DoubtFilter, DoubtRecord, Error, Namespace, PageToken, RunFilter, RunRecord, RunTables,
-    StartRecord,
+    Catalog, DoubtFilter, DoubtRecord, Error, Namespace, NamespaceSettings, PageToken, RunFilter, RunRecord,
+    RunTables, StartRecord,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Connection, SqliteConnection};
 use uuid::Uuid;
 
 use crate::SqliteStore;
+use crate::attributes;
+use crate::builds::{self, task_row};
 use crate::doubts;
 use crate::error::before_commit;
+use crate::outbox;
 use crate::rows::{
     get, id_list, instant, limit as sql_limit, run_columns, run_id, run_row, run_status, timer,
 };
+use crate::steps::{task as step_task, task_columns};
 
 #[async_trait]
 impl Catalog for SqliteStore {
@@ -63,6 +67,15 @@ impl Catalog for SqliteStore {
         page: Option<PageToken>,
         limit: usize,
     ) -> Result<Vec<RunRow>, Error> {
+        if filter.waiting.is_none() && !filter.attributes.is_empty() {
+            return attributes::list(self.readers(), filter, page, sql_limit(limit)).await;
+        }
+        if let Some(waiting) = &filter.waiting {
+            return builds::waiting(self, &waiting.tasks, filter, page, limit).await;
+        }
+        if let Some(parent) = filter.parent {
+            return outbox::children(self, parent, filter, page, limit).await;
+        }
         let statuses = (!filter.statuses.is_empty()).then(|| {
             let words: Vec<String> = filter.statuses.iter().map(|s| format!("\"{s}\"")).collect();
             format!("[{}]", words.join(","))
@@ -127,6 +140,10 @@ impl Catalog for SqliteStore {
         rows.iter().map(|row| run_id(row, 0)).collect()
     }
 
+    async fn run_notes(&self, run: RunId) -> Result<Notes, Error> {
+        attributes::notes(self.readers(), run).await
+    }
+
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
         let readers = self.readers().clone();
         // In a task of its own: a reader that went back to the pool inside a transaction would see the
@@ -176,17 +193,18 @@ impl Catalog for SqliteStore {
     }
 
     async fn get_namespace(&self, name: &str) -> Result<Option<Namespace>, Error> {
-        let row = sqlx::query("SELECT name, description, created_at FROM namespaces WHERE name = ?")
-            .bind(name)
-            .fetch_optional(self.readers())
-            .await
-            .map_err(|e| before_commit(&e))?;
+        let row =
+            sqlx::query("SELECT name, description, created_at, settings FROM namespaces WHERE name = ?")
+                .bind(name)
+                .fetch_optional(self.readers())
+                .await
+                .map_err(|e| before_commit(&e))?;
         row.as_ref().map(namespace).transpose()
     }
 
     async fn list_namespaces(&self, after: &str, limit: usize) -> Result<Vec<Namespace>, Error> {
         let rows = sqlx::query(
-            "SELECT name, description, created_at FROM namespaces WHERE name > ? ORDER BY name LIMIT ?",
+            "SELECT name, description, created_at, settings FROM namespaces WHERE name > ? ORDER BY name LIMIT ?",
         )
         .bind(after)
         .bind(sql_limit(limit))
@@ -198,7 +216,9 @@ impl Catalog for SqliteStore {
 }
 
 fn namespace(row: &SqliteRow) -> Result<Namespace, Error> {
-    Ok(Namespace { name: get(row, 0)?, description: get(row, 1)?, created_at: instant(row, 2)? })
+    let name: String = get(row, 0)?;
+    let settings = NamespaceSettings::from_text(&name, &get::<String>(row, 3)?)?;
+    Ok(Namespace { name, description: get(row, 1)?, created_at: instant(row, 2)?, settings })
 }
 
 fn start_record(row: &SqliteRow) -> Result<StartRecord, Error> {
@@ -231,8 +251,12 @@ async fn read_tables(connection: &mut SqliteConnection, run: RunId) -> Result<Op
     let timers = all("SELECT kind, id, fire_at FROM timers WHERE run_id = ?", &mut *connection).await?;
     let mut timers = timers.iter().map(|row| timer(row, 0)).collect::<Result<Vec<_>, _>>()?;
     timers.sort_unstable();
-    let task = all("SELECT namespace, task_queue FROM tasks WHERE run_id = ?", &mut *connection).await?;
-    let task = task.first().map(|row| queue_key(row, 0)).transpose()?;
+    let task = all(
+        "SELECT namespace, task_queue, workflow_type, build_id FROM tasks WHERE run_id = ?",
+        &mut *connection,
+    )
+    .await?;
+    let task = task.first().map(|row| task_row(row, 0)).transpose()?;
     let wakes = all("SELECT seq FROM wakes WHERE run_id = ? ORDER BY seq", &mut *connection).await?;
     let wakes =
         wakes.iter().map(|row| get::<i64>(row, 0).map(i64::cast_unsigned)).collect::<Result<_, _>>()?;
@@ -242,7 +266,30 @@ async fn read_tables(connection: &mut SqliteConnection, run: RunId) -> Result<Op
     )
     .await?;
     let doubts = doubts.iter().map(doubts::doubt).collect::<Result<_, _>>()?;
-    Ok(Some(RunTables { projection: Projection { row, timers, task, doubts }, wakes }))
+    let attributes = all(
+        "SELECT name, n, type, text_value, int_value, number_value, time_value
+           FROM run_attributes WHERE run_id = ? ORDER BY name, n",
+        &mut *connection,
+    )
+    .await?;
+    let attributes = attributes::collect(run, &attributes)?;
+    let link = all(
+        "SELECT run_id, parent_run_id, parent_op, previous_run_id, first_run_id, successor_run_id, attempt
+           FROM run_links WHERE run_id = ?",
+        &mut *connection,
+    )
+    .await?;
+    let link = link.first().map(|row| outbox::link(row).map(|(_, link)| link)).transpose()?;
+    let steps = all(
+        concat!("SELECT ", task_columns!(), " FROM step_tasks t WHERE t.run_id = ? ORDER BY t.step_id"),
+        &mut *connection,
+    )
+    .await?;
+    let steps = steps.iter().map(|row| step_task(row, 0)).collect::<Result<_, _>>()?;
+    Ok(Some(RunTables {
+        projection: Projection { row, timers, task, doubts, steps, link, attributes },
+        wakes,
+    }))
 }
 
 /// A queue, of the columns namespace and task_queue from `first` on.

@@ -15,6 +15,7 @@ fn page_of(table: WakeTable) -> &'static str {
         WakeTable::Tasks => "SELECT run_id, 1 FROM tasks WHERE run_id > ?1 ORDER BY run_id LIMIT ?2",
         WakeTable::Timers => "SELECT run_id, 1 FROM timers WHERE run_id > ?1 ORDER BY run_id LIMIT ?2",
         WakeTable::Wakes => "SELECT run_id, 1 FROM wakes WHERE run_id > ?1 ORDER BY run_id LIMIT ?2",
+        WakeTable::Steps => "SELECT run_id, 1 FROM step_tasks WHERE run_id > ?1 ORDER BY run_id LIMIT ?2",
         WakeTable::Runs => {
             "SELECT run_id, status = 'running' AND owner IS NULL FROM runs WHERE run_id > ?1
               ORDER BY run_id LIMIT ?2"
@@ -72,10 +73,12 @@ impl Inspect for SqliteStore {
         // One statement, and so one instant.
         let rows = sqlx::query(
             "SELECT a.run_id, a.status, a.owner IS NOT NULL, a.task, a.timers, a.wakes, e.kind,
-                    coalesce(e.attrs LIKE '%\"reason\":\"parked\"%', 0)
+                    coalesce(e.attrs LIKE '%\"reason\":\"parked\"%', 0), a.delayed, a.steps
                FROM (SELECT i.run_id, r.status, r.owner,
                             EXISTS (SELECT 1 FROM tasks t WHERE t.run_id = i.run_id) AS task,
                             EXISTS (SELECT 1 FROM timers t WHERE t.run_id = i.run_id) AS timers,
+                            EXISTS (SELECT 1 FROM timers t WHERE t.run_id = i.run_id AND t.kind = 'start') AS delayed,
+                            EXISTS (SELECT 1 FROM step_tasks s WHERE s.run_id = i.run_id) AS steps,
                             EXISTS (SELECT 1 FROM wakes w WHERE w.run_id = i.run_id) AS wakes
                        FROM (SELECT unhex(value) AS run_id FROM json_each(?)) i
                        LEFT JOIN runs r ON r.run_id = i.run_id) a
@@ -100,6 +103,8 @@ fn wake_rows(row: &SqliteRow) -> Result<WakeRows, Error> {
         owned: get(row, 2)?,
         task: get(row, 3)?,
         timers: get(row, 4)?,
+        delayed: get(row, 8)?,
+        steps: get(row, 9)?,
         wakes: get(row, 5)?,
         last: get::<Option<String>>(row, 6)?
             .map(|kind| LastEvent { parked: parked && kind == "WorkerDetached", kind }),

@@ -7,8 +7,11 @@
 //! unknown outcome: the connection is thrown away, and the log is asked. Only one for want of room is none: what does
 //! not fit is not there.
 
+mod admin;
 mod append;
+mod attributes;
 mod backup;
+mod builds;
 mod catalog;
 mod clock;
 mod doubts;
@@ -17,10 +20,13 @@ mod inspect;
 mod lock;
 mod log;
 mod open;
+mod outbox;
 mod projection;
+mod queues;
 mod rows;
 mod sessions;
 mod sql;
+mod steps;
 mod sweep;
 #[cfg(test)]
 mod tests;

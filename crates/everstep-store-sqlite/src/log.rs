@@ -56,7 +56,7 @@ impl Log for SqliteStore {
                 let text = format!("run {run}: event {} stands where {expected} is missing", event.seq);
                 return Err(Error::Corrupt(text));
             }
-            bytes += event.body.payload().map_or(0, |payload| payload.data.len());
+            bytes += event.body.data_bytes();
             if bytes > PAGE_BYTES_MAX && !events.is_empty() {
                 break;
             }

@@ -3,11 +3,17 @@
 //! A run occurs once in a batch, so writes of different runs commute and go in together; those of one run
 //! are folded in their order first, until each row of a table is written or deleted once.
 
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use everstep_core::{Doubt, Duration, OpId, QueueKey, RunId, RunRow, Seq, Timer, TimerKey, Timestamp, Write};
+use everstep_core::{
+    AttributeRows, Doubt, Duration, OpId, RunId, RunRow, Seq, TaskRow, Timer, TimerKey, Timestamp, Write,
+};
 use sqlx::SqliteConnection;
 
+use crate::attributes;
+use crate::outbox::Between;
 use crate::sql::{ManyRows, ROWS_MAX, Values};
 
 /// A new task is left to the normal dispatch for this long.
@@ -35,10 +41,10 @@ static TIMERS_SET: ManyRows = ManyRows::new(
 );
 static TASKS_DELETED: ManyRows = ManyRows::new("DELETE FROM tasks WHERE run_id IN (", "?", ")");
 static TASKS_SET: ManyRows = ManyRows::new(
-    "INSERT INTO tasks (run_id, namespace, task_queue, claims, next_claim_at) VALUES ",
-    "(?,?,?,0,?)",
+    "INSERT INTO tasks (run_id, namespace, task_queue, workflow_type, build_id, claims, next_claim_at) VALUES ",
+    "(?,?,?,?,?,0,?)",
     " ON CONFLICT (run_id) DO UPDATE SET namespace = excluded.namespace, task_queue = excluded.task_queue,
-         claims = 0, next_claim_at = excluded.next_claim_at",
+         workflow_type = excluded.workflow_type, build_id = excluded.build_id, claims = 0, next_claim_at = excluded.next_claim_at",
 );
 pub(crate) static WAKES_DELETED: ManyRows =
     ManyRows::repeated("DELETE FROM wakes WHERE run_id = ? AND seq <= ?;");
@@ -62,12 +68,15 @@ pub(crate) struct Projections<'a> {
     timers_deleted: Vec<(RunId, TimerKey)>,
     timers_set: Vec<(RunId, TimerKey, Timestamp)>,
     tasks_deleted: Vec<RunId>,
-    tasks_set: Vec<(RunId, &'a QueueKey)>,
+    tasks_set: Vec<(RunId, &'a TaskRow)>,
     wakes_deleted: Vec<(RunId, Seq)>,
     wakes_set: Vec<(RunId, Seq)>,
     doubts_cleared: Vec<RunId>,
     doubts_deleted: Vec<(RunId, OpId)>,
     doubts_set: Vec<(RunId, &'a Doubt)>,
+    between: Between<'a>,
+    steps: steps::Steps<'a>,
+    attributes: BTreeMap<RunId, &'a AttributeRows>,
 }
 
 impl<'a> Projections<'a> {
@@ -76,11 +85,13 @@ impl<'a> Projections<'a> {
         let mut row: Option<&RunRow> = None;
         let mut cleared = false;
         let mut timers: BTreeMap<TimerKey, Option<Timestamp>> = BTreeMap::new();
-        let mut task: Option<Option<&QueueKey>> = None;
+        let mut task: Option<Option<&TaskRow>> = None;
         let mut seen: Option<Seq> = None;
         let mut wakes: BTreeSet<Seq> = BTreeSet::new();
         let mut doubts_cleared = false;
         let mut doubts: BTreeMap<OpId, Option<&Doubt>> = BTreeMap::new();
+        let mut between = false;
+        let mut queued = false;
         for write in writes {
             match write {
                 Write::Run(new) => {
@@ -94,7 +105,7 @@ impl<'a> Projections<'a> {
                     cleared = true;
                     timers.clear();
                 }
-                Write::TaskSet(queue) => task = Some(Some(queue)),
+                Write::TaskSet(row) => task = Some(Some(row)),
                 Write::TaskDeleted => task = Some(None),
                 Write::DoubtSet(doubt) => drop(doubts.insert(doubt.step, Some(doubt))),
                 Write::DoubtDeleted(step) => drop(doubts.insert(*step, None)),
@@ -102,12 +113,21 @@ impl<'a> Projections<'a> {
                     doubts_cleared = true;
                     doubts.clear();
                 }
+                Write::StepTaskSet(_) | Write::StepTaskDeleted(_) | Write::StepTasksCleared => queued = true,
+                Write::OutboxSet { .. } | Write::OutboxDeleted { .. } | Write::LinkSet(_) => between = true,
+                Write::AttributesSet(rows) => drop(self.attributes.insert(run, rows)),
                 Write::WakeSet { seq } => drop(wakes.insert(*seq)),
                 Write::WakesDeleted { up_to } => {
                     seen = seen.max(Some(*up_to));
                     wakes.retain(|seq| seq > up_to);
                 }
             }
+        }
+        if queued {
+            self.steps.add(run, writes);
+        }
+        if between {
+            self.between.add(run, writes);
         }
         self.runs.extend(row);
         self.timers_cleared.extend(cleared.then_some(run));
@@ -125,7 +145,7 @@ impl<'a> Projections<'a> {
             }
         }
         match task {
-            Some(Some(queue)) => self.tasks_set.push((run, queue)),
+            Some(Some(row)) => self.tasks_set.push((run, row)),
             Some(None) => self.tasks_deleted.push(run),
             None => {}
         }
@@ -136,6 +156,9 @@ impl<'a> Projections<'a> {
     /// Writes them all: deletions of a table before what is set in it.
     pub(crate) async fn write(&self, c: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
         write_rows(c, &RUNS, &self.runs, |v, row| bind_run(v, row)).await?;
+        attributes::write(c, &self.attributes).await?;
+        self.between.write(c, now).await?;
+        self.steps.write(c, now).await?;
         write_rows(c, &TIMERS_CLEARED, &self.timers_cleared, |v, run| v.push(run.uuid())).await?;
         write_rows(c, &TIMERS_DELETED, &self.timers_deleted, |v, (run, key)| bind_timer(v, *run, *key))
             .await?;
@@ -145,10 +168,12 @@ impl<'a> Projections<'a> {
         })
         .await?;
         write_rows(c, &TASKS_DELETED, &self.tasks_deleted, |v, run| v.push(run.uuid())).await?;
-        write_rows(c, &TASKS_SET, &self.tasks_set, |v, (run, queue)| {
+        write_rows(c, &TASKS_SET, &self.tasks_set, |v, (run, task)| {
             v.push(run.uuid());
-            v.push(queue.namespace.as_str());
-            v.push(queue.task_queue.as_str());
+            v.push(task.queue.namespace.as_str());
+            v.push(task.queue.task_queue.as_str());
+            v.push(task.workflow_type.as_str());
+            v.push(task.build_id.as_str());
             v.push(now.after(TASK_GRACE).as_micros());
         })
         .await?;

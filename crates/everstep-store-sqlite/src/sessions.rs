@@ -22,10 +22,11 @@ impl Sessions for SqliteStore {
                 Box::pin(async move {
                     let done = sqlx::query(
                         "INSERT INTO sessions (session_id, node_id, namespace, identity, build_id, lease_until,
-                                               opened_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+                                               opened_at, serves) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
                              ON CONFLICT (session_id) DO UPDATE SET
                                  node_id = excluded.node_id, identity = excluded.identity,
-                                 build_id = excluded.build_id, lease_until = excluded.lease_until
+                                 build_id = excluded.build_id, serves = excluded.serves,
+                                 lease_until = excluded.lease_until
                                WHERE closed_at IS NULL AND namespace = excluded.namespace",
                     )
                     .bind(session.session_id.uuid())
@@ -35,6 +36,7 @@ impl Sessions for SqliteStore {
                     .bind(session.build_id)
                     .bind(lease_until.as_micros())
                     .bind(now.as_micros())
+                    .bind(serde_json::json!(session.serves).to_string())
                     .execute(connection)
                     .await?;
                     Ok(done.rows_affected() > 0)

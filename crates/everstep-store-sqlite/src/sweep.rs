@@ -1,13 +1,13 @@
 //! What the sweep looks for.
 
 use async_trait::async_trait;
-use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, TimerKey, Timestamp};
-use everstep_store::{ClaimedTimers, Error, Sweep};
+use everstep_core::{Duration, NodeId, QueueKey, RunId, Seq, SessionId, TaskRow, TimerKey, Timestamp};
+use everstep_store::{ClaimedTimers, Error, RunWant, Sweep};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use crate::SqliteStore;
-use crate::catalog::queue_key;
+use crate::builds::{task_row, wants_json};
 use crate::error::before_commit;
 use crate::projection::{WAKES_DELETED, bind_seq, write_rows};
 use crate::rows::{get, id_list, instant, limit as sql_limit, run_id, session_id, timer_key};
@@ -57,19 +57,16 @@ impl Sweep for SqliteStore {
 
     async fn claim_tasks(
         &self,
-        queues: Option<&[QueueKey]>,
+        wants: Option<&[RunWant]>,
         limit: usize,
-    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
-        let queues = queues.map(|queues| {
-            let pairs: Vec<_> = queues.iter().map(|q| (&q.namespace, &q.task_queue)).collect();
-            serde_json::json!(pairs).to_string()
-        });
+    ) -> Result<Vec<(RunId, TaskRow)>, Error> {
+        let wants = wants.map(|wants| wants_json(wants).to_string());
         let now = self.inner.clock.now();
         let rows = self
             .writer()?
-            .transact(move |connection| Box::pin(claim_tasks(connection, now, queues, limit)))
+            .transact(move |connection| Box::pin(claim_tasks(connection, now, wants, limit)))
             .await?;
-        rows.iter().map(|row| Ok((run_id(row, 0)?, queue_key(row, 1)?))).collect()
+        rows.iter().map(|row| Ok((run_id(row, 0)?, task_row(row, 1)?))).collect()
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {
@@ -195,22 +192,27 @@ async fn claim_timers(
     Ok((due, next))
 }
 
-/// The claimed rows. `queues` is a JSON array of pairs.
+/// The claimed rows. `wants` is a JSON array.
 async fn claim_tasks(
     connection: &mut SqliteConnection,
     now: Timestamp,
-    queues: Option<String>,
+    wants: Option<String>,
     limit: usize,
 ) -> Result<Vec<SqliteRow>, sqlx::Error> {
     let due = sqlx::query(
-        "SELECT run_id, namespace, task_queue FROM tasks
-          WHERE next_claim_at <= ?1
-            AND (?2 IS NULL
-                 OR (namespace, task_queue) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?2)))
+        "SELECT run_id, namespace, task_queue, workflow_type, build_id FROM tasks t
+          WHERE (next_claim_at <= ?1 AND ?2 IS NULL)
+             OR ((next_claim_at <= ?1 OR claims > 0) AND EXISTS (
+                 SELECT 1 FROM json_each(?2) w
+                  WHERE w.value ->> 'namespace' = t.namespace AND w.value ->> 'task_queue' = t.task_queue
+                    AND (w.value -> 'types' IS NULL OR t.workflow_type = ''
+                         OR t.workflow_type IN (SELECT value FROM json_each(w.value, '$.types')))
+                    AND (t.build_id = '' OR t.build_id IN (SELECT value FROM json_each(w.value, '$.builds')))
+                    AND (w.value ->> 'impatient' OR t.next_claim_at <= ?1)))
           ORDER BY next_claim_at, run_id LIMIT ?3",
     )
     .bind(now.as_micros())
-    .bind(queues)
+    .bind(wants)
     .bind(sql_limit(limit))
     .fetch_all(&mut *connection)
     .await?;

@@ -101,6 +101,6 @@ impl Append {
 impl RunAppend {
     /// Bytes of user data in the events, for batch limits.
     pub fn payload_bytes(&self) -> usize {
-        self.events.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len()).sum()
+        self.events.iter().map(|e| e.body.data_bytes()).sum()
     }
 }

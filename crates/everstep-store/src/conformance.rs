@@ -5,17 +5,23 @@
 //! what a global question returns beside a check's own is ignored. [`run_all`] runs every one of them.
 //! [`differential`] holds two stores against each other over random operations.
 
+mod admin;
 mod appends;
+mod attributes;
+mod builds;
 mod catalog;
 mod differential;
 mod doubts;
 mod inspect;
+mod outbox;
 mod payloads;
 mod races;
 mod relay;
 mod sample;
 mod sessions;
 mod starts;
+mod steps;
+mod successors;
 mod sweep;
 
 use std::fmt;
@@ -23,16 +29,22 @@ use std::sync::Arc;
 
 use everstep_core::{Duration, Timestamp};
 
+pub use admin::*;
 pub use appends::*;
+pub use attributes::*;
+pub use builds::*;
 pub use catalog::*;
 pub use differential::differential;
 pub use doubts::*;
 pub use inspect::*;
+pub use outbox::*;
 pub use payloads::*;
 pub use races::*;
 pub use relay::*;
 pub use sessions::*;
 pub use starts::*;
+pub use steps::*;
+pub use successors::*;
 pub use sweep::*;
 
 use crate::{Error, Store};
@@ -111,6 +123,8 @@ where
         a_request_id_starts_once,
         a_workflow_id_twice_in_a_batch_is_a_conflict,
         a_lost_start_leaves_the_claim_alone,
+        a_run_and_its_successor_are_one_append,
+        a_successor_is_started_with_the_end_or_not_at_all,
         payloads_come_back_byte_for_byte,
         a_long_history_is_read_in_pages,
         pages_are_bounded_by_bytes,
@@ -123,7 +137,16 @@ where
         timers_are_set_again_deleted_and_cleared,
         the_next_timer_is_named,
         tasks_are_claimed_with_growing_pauses,
+        the_outbox_is_claimed_by_whole_runs,
+        the_outbox_is_claimed_up_to_a_limit,
+        a_loser_tells_nobody,
+        links_come_back,
+        children_are_listed,
         tasks_are_claimed_by_queue,
+        tasks_are_claimed_by_type_and_build,
+        an_impatient_want_need_not_wait,
+        a_census_is_taken,
+        builds_are_allowed_for_good,
         wakes_are_found_when_stale_and_deleted,
         a_session_is_opened_renewed_moved_and_closed,
         an_expired_session_is_closed_once,
@@ -140,6 +163,43 @@ where
         the_backlog_is_told,
         doubts_of_a_run_apply_in_order,
         doubts_are_listed_and_counted,
+        attributes_of_a_run_are_replaced,
+        runs_are_found_by_each_type_and_operator,
+        filters_by_attributes_hold_together,
+        a_namespace_keeps_its_settings,
+        attributes_are_declared_for_good,
+        an_administrative_request_is_carried_out_once,
+    );
+    run_present(&factory).await;
+}
+
+/// The checks of what is about the present only: who runs a queued step, and questions.
+async fn run_present<F, S>(factory: &F)
+where
+    F: Fn() -> S,
+    S: Future<Output = Subject>,
+{
+    macro_rules! each {
+        ($($check:ident),+ $(,)?) => { $($check(&factory().await).await;)+ };
+    }
+    each!(
+        queued_steps_of_a_run_apply_in_order,
+        attempts_are_claimed_once_in_order,
+        attempts_are_claimed_where_they_fit,
+        a_claim_lasts_as_long_as_its_attempt,
+        a_claim_is_returned,
+        signs_of_life_are_answered_and_kept,
+        attempts_of_closed_sessions_are_lost,
+        times_of_queued_steps_run_out,
+        times_of_running_attempts_run_out,
+        attempts_that_wait_are_told,
+        running_attempts_of_a_queue_are_limited,
+        attempts_of_a_queue_begin_at_a_rate,
+        queues_are_shown_and_listed,
+        queued_steps_are_listed,
+        concurrent_claims_share_the_attempts,
+        a_deployment_has_a_secret,
+        a_large_input_comes_with_its_claim,
         a_question_is_claimed_once_and_again_later,
         a_question_is_answered_once,
         a_late_question_goes,

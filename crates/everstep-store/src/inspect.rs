@@ -24,13 +24,15 @@ pub enum WakeTable {
     Timers,
     /// Owners to be told of news.
     Wakes,
+    /// Queued steps that have not ended.
+    Steps,
     /// Runs; a page names those that are running and that nobody owns.
     Runs,
 }
 
 impl WakeTable {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tasks, Self::Timers, Self::Wakes, Self::Runs];
+    pub const ALL: [Self; 5] = [Self::Tasks, Self::Timers, Self::Wakes, Self::Steps, Self::Runs];
 }
 
 /// Part of a table.
@@ -55,8 +57,12 @@ pub struct WakeRows {
     pub task: bool,
     /// It has a timer at least.
     pub timers: bool,
+    /// One of them is its start: it is delayed, and needs no worker before.
+    pub delayed: bool,
     /// It has a wake at least.
     pub wakes: bool,
+    /// It has a queued step at least.
+    pub steps: bool,
     /// Of a run that is running, that nobody owns and that has no task: how its history ends.
     pub last: Option<LastEvent>,
 }
@@ -69,20 +75,22 @@ impl WakeRows {
     /// left to `everstep admin rebuild --check`: whether a retry or a timer lacks its row.
     pub fn misfit(&self) -> Option<&'static str> {
         let Some(status) = self.status else {
-            return (self.task || self.timers || self.wakes).then_some("wake rows of a run that has no row");
+            return self.has_any().then_some("wake rows of a run that has no row");
         };
         match (status, self.owned) {
-            (status, _) if status.is_closed() => {
-                (self.task || self.timers || self.wakes).then_some("wake rows of a closed run")
-            }
+            (status, _) if status.is_closed() => self.has_any().then_some("wake rows of a closed run"),
             (RunStatus::Blocked, _) if self.task => Some("a task of a blocked run"),
             (_, true) if self.task => Some("a task of a run that a worker has"),
             (_, false) if self.wakes => Some("wakes of a run that no worker has"),
-            (RunStatus::Running, false) if !self.task && self.wants_worker() => {
+            (RunStatus::Running, false) if !self.task && !self.delayed && self.wants_worker() => {
                 Some("no task of a run that needs a worker")
             }
             _ => None,
         }
+    }
+
+    fn has_any(&self) -> bool {
+        self.task || self.timers || self.wakes || self.steps
     }
 
     /// Its history ends with something that its worker has to see, or with the loss of its worker. Kinds that this
@@ -90,6 +98,8 @@ impl WakeRows {
     fn wants_worker(&self) -> bool {
         self.last.as_ref().is_some_and(|last| match last.kind.as_str() {
             "WorkerDetached" => !last.parked,
+            // Of a step that ran elsewhere: with an owner there would be nothing to look at.
+            "StepCompleted" => true,
             "RunStarted" | "TimerFired" | "SignalReceived" | "CancelRequested" | "RunUnblocked" => true,
             _ => false,
         })

@@ -1,8 +1,12 @@
 //! The in-memory store: the semantics of the port, without a database. Nothing survives the process.
 
+mod admin;
+mod builds;
 mod doubts;
 mod inspect;
+mod outbox;
 mod relay;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -12,14 +16,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use everstep_core::{
-    Doubt, Duration, Event, NodeId, OpId, Projection, QueueKey, RunId, RunRow, RunStatus, Seq, SessionId,
-    Timer, TimerKey, Timestamp, Write,
+    Attribute, Doubt, Duration, Event, NodeId, Notes, OpId, Projection, QueueKey, RunId, RunRow, RunStatus,
+    Seq, SessionId, TaskRow, Timer, TimerKey, Timestamp, Write,
 };
 
 use crate::{
-    Append, AppendReply, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Log, Namespace,
-    PAGE_BYTES_MAX, PageToken, Relay, RunAppend, RunFilter, RunRecord, RunTables, SessionRow, Sessions,
-    StartRecord, Sweep, Verdict,
+    AllowedBuild, Append, AppendReply, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Log,
+    Namespace, PAGE_BYTES_MAX, PageToken, Relay, RunAppend, RunFilter, RunRecord, RunTables, RunWant,
+    SessionRow, Sessions, StartRecord, Sweep, Verdict,
 };
 
 /// The end of a timer's claim while nobody has claimed it.
@@ -48,13 +52,18 @@ struct Tables {
     wakes: BTreeMap<(RunId, Seq), Timestamp>,
     doubts: BTreeMap<(RunId, OpId), Doubt>,
     sessions: BTreeMap<SessionId, (SessionRow, Timestamp, bool)>,
+    allowed: BTreeSet<AllowedBuild>,
     namespaces: BTreeMap<String, Namespace>,
+    admin: admin::AdminTables,
+    attributes: BTreeMap<RunId, BTreeMap<String, Attribute>>,
     asks: relay::Asks,
+    steps: steps::StepTables,
+    between: outbox::Between,
 }
 
 #[derive(Debug)]
 struct Task {
-    queue: QueueKey,
+    row: TaskRow,
     claims: u32,
     next_claim_at: Timestamp,
 }
@@ -63,9 +72,7 @@ impl MemoryStore {
     /// An empty store with the namespace `default`, whose database time is what `clock` says.
     pub fn new(clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         let mut tables = Tables::default();
-        let default =
-            Namespace { name: "default".to_owned(), description: String::new(), created_at: clock() };
-        tables.namespaces.insert(default.name.clone(), default);
+        tables.create_namespace("default", "", clock());
         Self { clock: Box::new(clock), tables: Mutex::new(tables) }
     }
 
@@ -87,7 +94,7 @@ impl MemoryStore {
         let mut bytes = 0;
         let mut page = Vec::new();
         for event in events.iter().skip(usize::try_from(after).unwrap_or(usize::MAX)).take(limit) {
-            bytes += event.body.payload().map_or(0, |p| p.data.len());
+            bytes += event.body.data_bytes();
             if bytes > PAGE_BYTES_MAX && !page.is_empty() {
                 break;
             }
@@ -121,10 +128,15 @@ impl MemoryStore {
             .take_while(|((r, _), _)| *r == run)
             .map(|((_, key), (fire_at, _))| Timer { key: *key, fire_at: *fire_at })
             .collect();
-        let task = tables.tasks.get(&run).map(|t| t.queue.clone());
+        let task = tables.tasks.get(&run).map(|t| t.row.clone());
         let wakes = tables.wakes.range((run, 0)..=(run, Seq::MAX)).map(|((_, seq), _)| *seq).collect();
-        let doubts = tables.doubts_of(run);
-        Some(RunTables { projection: Projection { row, timers, task, doubts }, wakes })
+        let (doubts, steps) = (tables.doubts_of(run), tables.steps.of_run(run));
+        let link = tables.between.link_of(run);
+        let attributes = tables.attributes.get(&run).cloned().unwrap_or_default();
+        Some(RunTables {
+            projection: Projection { row, timers, task, doubts, steps, link, attributes },
+            wakes,
+        })
     }
 
     /// [`Sessions::open_session`], at once.
@@ -220,29 +232,6 @@ impl MemoryStore {
             _ => false,
         };
         timers.iter().copied().filter(|timer| renew(timer)).collect()
-    }
-
-    /// [`Sweep::claim_tasks`], at once.
-    pub fn claim_tasks_sync(&self, queues: Option<&[QueueKey]>, limit: usize) -> Vec<(RunId, QueueKey)> {
-        let now = (self.clock)();
-        let mut tables = self.lock();
-        let wanted = |queue: &QueueKey| queues.is_none_or(|q| q.contains(queue));
-        let mut due: Vec<(Timestamp, RunId)> = tables
-            .tasks
-            .iter()
-            .filter(|(_, t)| t.next_claim_at <= now && wanted(&t.queue))
-            .map(|(run, t)| (t.next_claim_at, *run))
-            .collect();
-        due.sort_unstable();
-        due.truncate(limit);
-        due.into_iter()
-            .filter_map(|(_, run)| {
-                let task = tables.tasks.get_mut(&run)?;
-                task.claims += 1;
-                task.next_claim_at = now.after(Duration::from_secs((1u64 << task.claims.min(6)).min(60)));
-                Some((run, task.queue.clone()))
-            })
-            .collect()
     }
 
     /// [`Sweep::lost_runs`], at once.
@@ -356,10 +345,7 @@ impl Tables {
                     self.timers.remove(&(run_id, *key));
                 }
                 Write::TimersCleared => self.timers.retain(|(run, _), _| *run != run_id),
-                Write::TaskSet(queue) => {
-                    let next_claim_at = now.after(Duration::from_secs(1));
-                    self.tasks.insert(run_id, Task { queue: queue.clone(), claims: 0, next_claim_at });
-                }
+                Write::TaskSet(task) => self.set_task(run_id, task, now.after(Duration::from_secs(1))),
                 Write::TaskDeleted => {
                     self.tasks.remove(&run_id);
                 }
@@ -370,6 +356,13 @@ impl Tables {
                     self.doubts.remove(&(run_id, *step));
                 }
                 Write::DoubtsCleared => self.doubts.retain(|(run, _), _| *run != run_id),
+                Write::AttributesSet(rows) => drop(self.attributes.insert(run_id, rows.attributes.clone())),
+                Write::OutboxSet { seq } => self.between.set(run_id, *seq, now),
+                Write::OutboxDeleted { seq } => self.between.delete(run_id, *seq),
+                Write::LinkSet(link) => self.between.link(run_id, link),
+                Write::StepTaskSet(task) => self.steps.set(run_id, task, now),
+                Write::StepTaskDeleted(step) => self.steps.delete(run_id, *step),
+                Write::StepTasksCleared => self.steps.clear(run_id),
                 Write::WakeSet { seq } => {
                     self.wakes.entry((run_id, *seq)).or_insert(now);
                 }
@@ -428,8 +421,13 @@ impl Catalog for MemoryStore {
             r.namespace == filter.namespace
                 && filter.workflow_id.as_ref().is_none_or(|w| *w == r.workflow_id)
                 && filter.workflow_type.as_ref().is_none_or(|t| *t == r.workflow_type)
+                && filter.parent.is_none_or(|parent| tables.between.is_child_of(r.run_id, parent))
                 && (filter.statuses.is_empty() || filter.statuses.contains(&r.status))
                 && page.is_none_or(|p| r.run_id < p.0)
+                && filter.waiting.as_ref().is_none_or(|waiting| {
+                    tables.tasks.get(&r.run_id).is_some_and(|task| waiting.tasks.contains(&task.row))
+                })
+                && tables.attributes_match(r.run_id, &filter.attributes)
         };
         Ok(tables.runs.values().rev().filter(matches).take(limit).cloned().collect())
     }
@@ -438,6 +436,10 @@ impl Catalog for MemoryStore {
         let tables = self.lock();
         let closed = |run: &&RunId| tables.runs.get(*run).is_some_and(|r| r.status.is_closed());
         Ok(runs.iter().filter(closed).copied().collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    async fn run_notes(&self, run: RunId) -> Result<Notes, Error> {
+        Ok(Notes::told(self.lock().events.get(&run).into_iter().flatten()))
     }
 
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error> {
@@ -459,13 +461,7 @@ impl Catalog for MemoryStore {
 
     async fn create_namespace(&self, name: &str, description: &str) -> Result<bool, Error> {
         let created_at = (self.clock)();
-        let mut tables = self.lock();
-        if tables.namespaces.contains_key(name) {
-            return Ok(false);
-        }
-        let (name, description) = (name.to_owned(), description.to_owned());
-        tables.namespaces.insert(name.clone(), Namespace { name, description, created_at });
-        Ok(true)
+        Ok(self.lock().create_namespace(name, description, created_at))
     }
 
     async fn get_namespace(&self, name: &str) -> Result<Option<Namespace>, Error> {
@@ -522,10 +518,10 @@ impl Sweep for MemoryStore {
 
     async fn claim_tasks(
         &self,
-        queues: Option<&[QueueKey]>,
+        wants: Option<&[RunWant]>,
         limit: usize,
-    ) -> Result<Vec<(RunId, QueueKey)>, Error> {
-        Ok(self.claim_tasks_sync(queues, limit))
+    ) -> Result<Vec<(RunId, TaskRow)>, Error> {
+        Ok(self.claim_tasks_sync(wants, limit))
     }
 
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error> {

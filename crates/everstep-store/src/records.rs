@@ -1,9 +1,14 @@
 //! Rows that the store gives and takes besides events.
 
 use everstep_core::{
-    Doubt, Duration, NodeId, Projection, RunId, RunRow, RunStatus, Seq, SessionId, TimerKey, Timestamp,
+    Doubt, Duration, NodeId, Projection, RunId, RunRow, RunStatus, Seq, SessionId, TaskRow, TimerKey,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::Serves;
+
+use crate::{AttributeFilter, NamespaceSettings};
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +19,9 @@ pub struct Namespace {
     pub description: String,
     /// When it was made (database time).
     pub created_at: Timestamp,
+    /// What its runs get where request and code are silent.
+    #[serde(default)]
+    pub settings: NamespaceSettings,
 }
 
 /// A run as `GetRun` shows it.
@@ -36,6 +44,21 @@ pub struct RunFilter {
     pub workflow_type: Option<String>,
     /// Any of these; empty for all.
     pub statuses: Vec<RunStatus>,
+    /// Only runs that this one's workflow started.
+    pub parent: Option<RunId>,
+    /// All of these hold.
+    pub attributes: Vec<AttributeFilter>,
+    /// Only runs that wait so; the parent and attributes are not looked at then.
+    pub waiting: Option<WaitingFilter>,
+}
+
+/// Runs that wait for code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaitingFilter {
+    /// For which, as it was asked for.
+    pub build: String,
+    /// They have one of these tasks.
+    pub tasks: Vec<TaskRow>,
 }
 
 /// Where a page of runs begins: strictly before this run, newest first.
@@ -55,6 +78,8 @@ pub struct SessionRow {
     pub identity: String,
     /// Which code it runs.
     pub build_id: String,
+    /// What it is there for.
+    pub serves: Serves,
     /// How long the lease lasts from each renewal.
     pub lease: Duration,
 }

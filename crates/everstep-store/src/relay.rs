@@ -20,12 +20,38 @@ pub struct AskRow {
     pub build_id: String,
     /// The answer is worth nothing before this event.
     pub at_least: Seq,
-    /// Name of the query.
+    /// What is asked.
+    pub kind: AskKind,
+    /// Name of the handler.
     pub name: String,
     /// Its input.
     pub input: Payload,
     /// How long its asker still waits.
     pub wait: Duration,
+}
+
+/// What a run's code is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskKind {
+    /// For a value.
+    Query,
+    /// Whether it agrees to an update. What it says is a value without content, or a refusal.
+    Update,
+}
+
+impl AskKind {
+    /// The stable word used in SQL.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Update => "update",
+        }
+    }
+
+    /// The kind whose word is `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Query, Self::Update].into_iter().find(|kind| kind.as_str() == text)
+    }
 }
 
 /// What became of a question.

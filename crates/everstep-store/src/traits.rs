@@ -1,17 +1,19 @@
 //! The small ports that make a store; the one for operators is beside, in `inspect`.
 
 use async_trait::async_trait;
-use everstep_core::{Duration, Event, NodeId, OpId, QueueKey, RunId, Seq, SessionId, TimerKey, Timestamp};
+use everstep_core::{
+    Duration, Event, NodeId, Notes, OpId, QueueKey, RunId, Seq, SessionId, TaskRow, TimerKey, Timestamp,
+};
 
 use crate::{
-    Append, AppendReply, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Namespace, PageToken,
-    Relay, RunFilter, RunRecord, RunTables, SessionRow, StartRecord,
+    Admin, Append, AppendReply, Builds, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Namespace,
+    Outbox, PageToken, Relay, RunFilter, RunRecord, RunTables, RunWant, SessionRow, StartRecord, Steps,
 };
 
 /// A complete store.
-pub trait Store: Log + Catalog + Sessions + Sweep + Inspect {}
+pub trait Store: Log + Catalog + Sessions + Sweep + Steps + Outbox + Inspect + Admin + Builds {}
 
-impl<T: Log + Catalog + Sessions + Sweep + Inspect> Store for T {}
+impl<T: Log + Catalog + Sessions + Sweep + Steps + Outbox + Inspect + Admin + Builds> Store for T {}
 
 /// Most payload bytes in one page of events, unless it is a single event: what a reader holds at one time.
 pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -80,6 +82,9 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// Those of `runs` that are closed.
     async fn closed_among(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error>;
+
+    /// What a run says about itself, read from its events.
+    async fn run_notes(&self, run: RunId) -> Result<Notes, Error>;
 
     /// What the tables beside the log hold for a run.
     async fn run_tables(&self, run: RunId) -> Result<Option<RunTables>, Error>;
@@ -151,13 +156,14 @@ pub trait Sweep: Send + Sync + 'static {
         claim: Duration,
     ) -> Result<Vec<(RunId, TimerKey)>, Error>;
 
-    /// Claims up to `limit` tasks whose next look is due, oldest first: of `queues` only, or of every
-    /// queue when `None`. A claimed task is not returned again before `2^claims` seconds (at most 60).
+    /// Claims up to `limit` tasks whose next look is due, oldest first: only those that one of `wants` fits, or all
+    /// when `None`. A claimed task is not returned again before `2^claims` seconds (at most 60), but to a want that
+    /// is impatient.
     async fn claim_tasks(
         &self,
-        queues: Option<&[QueueKey]>,
+        wants: Option<&[RunWant]>,
         limit: usize,
-    ) -> Result<Vec<(RunId, QueueKey)>, Error>;
+    ) -> Result<Vec<(RunId, TaskRow)>, Error>;
 
     /// Up to `limit` open runs whose owner session is closed, with that session.
     async fn lost_runs(&self, limit: usize) -> Result<Vec<(RunId, SessionId)>, Error>;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bolero::{check, produce};
 use everstep_core::{
-    Actor, CommandId, Event, EventBody, OpId, Payload, QueueKey, RunId, RunStarted, TimerKey, Timestamp,
-    TraceContext, Write,
+    Actor, CommandId, Event, EventBody, OpId, Payload, QueueKey, RunId, RunStarted, TaskRow, TimerKey,
+    Timestamp, TraceContext, Write,
 };
 use everstep_store::{Append, MemoryStore, RunAppend, StartClaim, Verdict};
 use uuid::Uuid;
@@ -23,8 +23,13 @@ fn event(seq: u64, begins: bool) -> Event {
         run_timeout: None,
         seed: 1,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     };
-    let body = if begins { EventBody::RunStarted(Box::new(started)) } else { EventBody::RunTimedOut };
+    let body = if begins {
+        EventBody::RunStarted(Box::new(started))
+    } else {
+        EventBody::RunTimedOut { retried_by: None }
+    };
     let at = Timestamp::from_micros(1);
     Event { seq, at, epoch: 0, command_id: CommandId::from_uuid(Uuid::nil()), actor: Actor::System, body }
 }
@@ -51,7 +56,10 @@ fn run_append(input: &[u8]) -> RunAppend {
         Write::TimersCleared,
         Write::TaskDeleted,
         Write::TimerDeleted(TimerKey::RUN_TIMEOUT),
-        Write::TaskSet(QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() }),
+        Write::TaskSet(TaskRow::of_queue(QueueKey {
+            namespace: "default".to_owned(),
+            task_queue: "q".to_owned(),
+        })),
         Write::DoubtsCleared,
         Write::DoubtDeleted(OpId(u32::MAX)),
         Write::WakeSet { seq: u64::MAX },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use everstep_core::{Failure, RunStatus};
+use everstep_core::{Failure, RunId, RunStatus};
 
 /// A step's closure failed. Any error converts into it with `?`; that makes it retryable, of kind `Error`.
 #[derive(Clone, Debug)]
@@ -61,6 +61,8 @@ pub enum WorkflowError {
     Failed(Failure),
     /// The run ends as canceled; for a workflow that was asked to stop.
     Canceled(String),
+    /// The run ends, and the workflow goes on in a new one.
+    Continued(Box<crate::ContinueAsNew>),
 }
 
 impl WorkflowError {
@@ -142,7 +144,72 @@ pub enum RunError {
         /// Why.
         failure: Failure,
     },
+    /// Its workflow goes on in another run, which was not to be waited for.
+    #[error("the run has continued as run {successor}")]
+    Continued {
+        /// That run.
+        successor: RunId,
+    },
     /// Asking for the result failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+/// A child did not give a result.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChildError {
+    /// It ended, but not as completed.
+    #[error("child '{workflow_type}' is {status}: {}: {}", failure.kind, failure.message)]
+    Ended {
+        /// Which workflow it is.
+        workflow_type: String,
+        /// How it ended.
+        status: RunStatus,
+        /// Why.
+        failure: Failure,
+    },
+    /// It never began: for example because its workflow id is taken (kind `AlreadyStarted`).
+    #[error("the child did not begin: {}: {}", .0.kind, .0.message)]
+    NotStarted(Failure),
+    /// Its result is not of the type that was asked for.
+    #[error("the child's result does not fit its type: {0}")]
+    Payload(String),
+}
+
+impl From<ChildError> for WorkflowError {
+    /// The run fails with kind `ChildFailed` or `ChildNotStarted`, caused by what the child says.
+    fn from(error: ChildError) -> Self {
+        let message = error.to_string();
+        let (kind, cause) = match error {
+            ChildError::Ended { failure, .. } => ("ChildFailed", Some(failure)),
+            ChildError::NotStarted(failure) => ("ChildNotStarted", Some(failure)),
+            ChildError::Payload(_) => ("Payload", None),
+        };
+        Self::Failed(Failure { cause: cause.map(Box::new), ..Failure::new(kind, message) })
+    }
+}
+
+/// A request to another run was not delivered.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the request to another run failed: {}: {}", failure.kind, failure.message)]
+pub struct ExternalFailed {
+    /// Why; of kind `RunNotFound` or `RunClosed` when there is nobody to hear it.
+    pub failure: Failure,
+}
+
+impl From<ExternalFailed> for WorkflowError {
+    fn from(failed: ExternalFailed) -> Self {
+        Self::Failed(failed.failure)
+    }
+}
+
+/// An update did not give an answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The run's code agreed to it, and failed to do it.
+    #[error("the update failed: {}: {}", .0.kind, .0.message)]
+    Failed(Failure),
+    /// It was refused, or asking for it failed.
     #[error(transparent)]
     Client(#[from] ClientError),
 }

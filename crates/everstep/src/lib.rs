@@ -54,8 +54,10 @@ mod combine;
 mod ctx;
 mod error;
 mod machine;
+mod notes;
 mod payload;
 mod saga;
+mod step_ctx;
 pub mod testing;
 mod trace;
 pub mod worker;
@@ -65,15 +67,23 @@ pub use combine::{
     Buffered, Either, TimedOut, Timeout, Unordered, buffered, join_all, map_buffered, race, select2, timeout,
 };
 pub use ctx::{
-    Canceled, Ctx, InDoubt, Known, Probe, ProbeFn, ProbeFuture, QueryError, RunInfo, Signal, Sleep, State,
-    Step, StepInfo, step_info,
+    Canceled, Child, ChildFuture, ChildHandle, ContinueAsNew, Ctx, External, ExternalOp, InDoubt, Known,
+    Probe, ProbeFn, ProbeFuture, QueryError, Queued, QueuedDoubt, Refused, RunInfo, Signal, Sleep, State,
+    Step, StepInfo, StepType, Wait, step_info,
 };
-pub use error::{ClientError, RunError, StepError, StepFailed, WorkerError, WorkflowError};
-pub use everstep_core::{Failure, Payload, RetryPolicy, RunId, RunStatus};
+pub use error::{
+    ChildError, ClientError, ExternalFailed, RunError, StepError, StepFailed, UpdateError, WorkerError,
+    WorkflowError,
+};
+pub use everstep_core::{
+    Attribute, AttributeType, Failure, ParentClose, Payload, RetryPolicy, ReusePolicy, RunId, RunStatus,
+};
 pub use machine::{AttemptFn, AttemptFuture, Machine, Obstacle, Work};
+pub use notes::{IntoAttribute, Memo, Notes, SearchAttributes};
 pub use payload::{decode, encode};
 pub use saga::{Saga, SagaError, saga};
-pub use worker::{Worker, WorkerBuilder};
+pub use step_ctx::StepCtx;
+pub use worker::{Worker, WorkerBuilder, WorkerLimits};
 
 #[doc(hidden)]
 pub use combine::{poll_biased, poll_ready};

@@ -1,8 +1,10 @@
 //! One run's workflow as a value: events in, work out. No IO, no runtime, no clock.
 
+mod commands;
 pub(crate) mod handlers;
 #[cfg(test)]
 mod tests;
+mod updates;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,8 +17,8 @@ use std::time::Duration;
 use chrono::DateTime;
 use everstep_core::replay::Mismatch;
 use everstep_core::{
-    BlockKind, Blocked, DoubtPolicy, Event, EventBody, Failure, OpId, Payload, Resolution, RetryPolicy,
-    RunId, RunStarted, Seq, TimerKind, Timestamp,
+    BlockKind, Blocked, CommitCommand, DoubtPolicy, Event, EventBody, Failure, OpId, Payload, Resolution,
+    RetryPolicy, RunId, RunStarted, Seq, TimerKind, Timestamp,
 };
 
 use crate::ctx::{CtxState, Guard, Known, OpState, Shared, Unsupported};
@@ -43,6 +45,8 @@ pub struct Machine {
     future: Option<WorkflowFuture>,
     outcome: Option<Result<Payload, WorkflowError>>,
     finish_taken: bool,
+    /// Updates whose answer is not recorded, in the order in which they were accepted.
+    updates: Vec<updates::Update>,
     seen: Seq,
     detector: Arc<Detector>,
     waker: Waker,
@@ -119,6 +123,8 @@ pub enum Work {
         /// How long from when it is recorded.
         delay: Duration,
     },
+    /// Record this.
+    Command(Box<CommitCommand>),
     /// Cancel a timer.
     CancelTimer {
         /// The timer.
@@ -146,6 +152,7 @@ impl fmt::Debug for Work {
             Self::Attempt { id, name, attempt, .. } => write!(f, "Attempt({id} {name} {attempt})"),
             Self::Probe { id, name, attempt, .. } => write!(f, "Probe({id} {name} {attempt})"),
             Self::GiveUp { id, name, attempt, .. } => write!(f, "GiveUp({id} {name} {attempt})"),
+            Self::Command(command) => write!(f, "Command({command:?})"),
             Self::StartTimer { id, delay } => write!(f, "StartTimer({id} {delay:?})"),
             Self::CancelTimer { id } => write!(f, "CancelTimer({id})"),
             Self::MarkVersion { change_id, version } => write!(f, "MarkVersion({change_id} {version})"),
@@ -188,7 +195,10 @@ impl Machine {
             task_queue: start.task_queue.clone(),
             started_at: DateTime::from_timestamp_micros(at.as_micros()).unwrap_or_default(),
         };
-        let shared = Arc::new(Shared::new(info, start.seed, at, known));
+        // A delayed run's code is not run before its start, so that is what it takes for now.
+        let now = start.start_at.map_or(at, |start| start.max(at));
+        let step_retry = start.step_retry.clone().unwrap_or_default();
+        let shared = Arc::new(Shared::new(info, step_retry, start.seed, now, known));
         let future = {
             let _polled = shared.enter();
             workflow(Ctx::new(Arc::clone(&shared)), start.input.clone())
@@ -200,6 +210,7 @@ impl Machine {
             future: Some(future),
             outcome: None,
             finish_taken: false,
+            updates: Vec::new(),
             seen: 0,
             detector,
             waker,
@@ -240,16 +251,20 @@ impl Machine {
                 .check(event)
                 .map_err(|mismatch| Obstacle::Blocked(Box::new(nondeterminism(&mismatch))))?;
             state.activation += 1;
+            state.history_bytes += event.body.payload().map_or(0, |p| p.data.len() as u64);
             state.at = state.at.max(event.at);
         }
+        self.check_update(event)?;
         self.seen = event.seq;
         self.note(event);
+        self.note_update(event);
         self.poll()
     }
 
     fn note(&mut self, event: &Event) {
         let mut state = self.shared.lock();
         note_step(&mut state, event);
+        commands::note(&mut state, event);
         match &event.body {
             EventBody::TimerStarted { timer, .. } => {
                 if let Some(op) = state.timer(*timer) {
@@ -282,8 +297,9 @@ impl Machine {
     }
 
     fn poll(&mut self) -> Result<(), Obstacle> {
-        let Some(future) = &mut self.future else { return Ok(()) };
         for _ in 0..POLLS_MAX {
+            let Some(future) = &mut self.future else { return Ok(()) };
+            let before = updates::progress(&self.shared, &self.updates);
             let wakes = self.detector.wakes.load(Ordering::Relaxed);
             let mut cx = Context::from_waker(&self.waker);
             let polled = {
@@ -299,15 +315,19 @@ impl Machine {
                     self.outcome = Some(outcome);
                     // Whatever the code still holds is dropped now, as it was in the original.
                     self.future = None;
+                    self.drop_updates();
                     return Ok(());
                 }
                 Ok(Poll::Pending) => {}
             }
+            self.poll_updates()?;
             // One count is ours, one the waker's; a third is a future that waits for something else.
             if Arc::strong_count(&self.detector) > 2 {
                 return Err(Obstacle::Blocked(Box::new(self.foreign_wake("kept the waker"))));
             }
-            if self.detector.wakes.load(Ordering::Relaxed) == wakes {
+            // What one part of the code changes, another may wait for.
+            let moved = updates::progress(&self.shared, &self.updates).is_some_and(|now| before != Some(now));
+            if !moved && self.detector.wakes.load(Ordering::Relaxed) == wakes {
                 return Ok(());
             }
         }
@@ -352,7 +372,18 @@ impl Machine {
         let marks = state.versions.take().into_iter();
         let mut work: Vec<Work> =
             marks.map(|(change_id, version)| Work::MarkVersion { change_id, version }).collect();
-        work.extend(fresh.into_iter().filter_map(|id| work_of(id, state.ops.get_mut(id.0 as usize - 1)?)));
+        for id in fresh {
+            let Some(wanted) = state.ops.get_mut(id.0 as usize - 1).and_then(|op| work_of(id, op)) else {
+                continue;
+            };
+            // What the code only says has no end to wait for.
+            if matches!(&wanted, Work::Command(command) if !matches!(**command, CommitCommand::Upsert { .. }))
+            {
+                state.awaited.insert(id);
+            }
+            work.push(wanted);
+        }
+        updates::take_answers(&mut self.updates, &mut work);
         if let Some(outcome) = &self.outcome
             && !self.finish_taken
         {
@@ -393,6 +424,11 @@ impl Machine {
         self.future.is_some() && self.obstacle.is_none()
     }
 
+    /// Others carry something out for the code, and its end comes from them: whenever they like.
+    pub fn awaits_others(&self) -> bool {
+        self.works_on_updates() || !self.shared.lock().awaited.is_empty()
+    }
+
     /// Where the code last called its ctx.
     pub fn run_info(&self) -> &RunInfo {
         &self.shared.info
@@ -407,6 +443,8 @@ fn note_step(state: &mut CtxState, event: &Event) {
                 op.recorded = op.recorded.max(*attempt);
                 op.begun = in_doubt.is_some();
                 op.doubt = None;
+                // It was due, so what follows it need not wait for that again: no timer would wake the run for it.
+                op.retry_at = None;
             }
         }
         EventBody::StepInDoubt { step, attempt, .. } => {
@@ -486,6 +524,7 @@ fn work_of(id: OpId, op: &mut OpState) -> Option<Work> {
             step.in_flight = true;
             Some(work)
         }
+        OpState::Command(op) => op.next().map(|command| Work::Command(Box::new(command))),
         OpState::Timer(timer) => {
             timer.requested?;
             if timer.canceled {

@@ -40,6 +40,7 @@ fn text(cause: &WorkflowError, undo_failed: &[StepFailed]) -> String {
     let mut text = match cause {
         WorkflowError::Failed(failure) => format!("{}: {}", failure.kind, failure.message),
         WorkflowError::Canceled(details) => format!("canceled: {details}"),
+        WorkflowError::Continued(_) => "went on in a new run".to_owned(),
     };
     for failed in undo_failed {
         text.push_str(&format!("; and its undo did not end well: {failed}"));
@@ -56,7 +57,7 @@ impl From<SagaError> for WorkflowError {
         let message = error.to_string();
         match error.cause {
             Self::Failed(failure) => Self::Failed(Failure { message, ..failure }),
-            Self::Canceled(_) => Self::new("UndoFailed", message),
+            Self::Canceled(_) | Self::Continued(_) => Self::new("UndoFailed", message),
         }
     }
 }
@@ -105,6 +106,8 @@ where
     };
     let cause = match ended {
         Ok(value) => return Ok(value),
+        // The workflow goes on: what was done stands.
+        Err(cause @ WorkflowError::Continued(_)) => return Err(SagaError { cause, undo_failed: Vec::new() }),
         Err(cause) => cause,
     };
     let mut undo_failed = Vec::new();

@@ -17,6 +17,20 @@ pub(crate) fn begin_attempt(
     parent: &Context,
     run: RunId,
     workflow: &str,
+    step: (OpId, &str, u32),
+) -> Context {
+    begin(parent, "inline", (run, workflow), step)
+}
+
+/// As [`begin_attempt`], of a queued step.
+pub(crate) fn begin_queued(parent: &Context, run: RunId, workflow: &str, step: (OpId, &str, u32)) -> Context {
+    begin(parent, "queued", (run, workflow), step)
+}
+
+fn begin(
+    parent: &Context,
+    kind: &'static str,
+    (run, workflow): (RunId, &str),
     (step, name, attempt): (OpId, &str, u32),
 ) -> Context {
     let tracer = global::tracer("everstep");
@@ -27,7 +41,7 @@ pub(crate) fn begin_attempt(
             KeyValue::new("everstep.run.id", run.to_string()),
             KeyValue::new("everstep.workflow.name", workflow.to_owned()),
             KeyValue::new("everstep.step.id", i64::from(step.0)),
-            KeyValue::new("everstep.step.kind", "inline"),
+            KeyValue::new("everstep.step.kind", kind),
             KeyValue::new("everstep.attempt", i64::from(attempt)),
         ])
         .start_with_context(&tracer, parent);

@@ -42,7 +42,7 @@ pub fn script() -> anyhow::Result<Script> {
         bail!("a start without a predecessor did not start");
     };
     let mut run = Run::begin(RUN, &event)?;
-    let attach = Attach { session: SESSION, worker: worker() };
+    let attach = Attach::by(SESSION, worker());
     let claim = Command { id: CLAIM, actor: actor(), body: CommandBody::Attach(attach) };
     let mut history = vec![*event];
     for event in decide(&run, &claim, now)?.events {
@@ -66,6 +66,7 @@ fn start() -> StartRun {
         conflict: ConflictPolicy::Fail,
         trace: TraceContext::default(),
         identity: "client-1".into(),
+        ..StartRun::default()
     }
 }
 

@@ -237,6 +237,10 @@ fn described(response: Response<api::GetRunResponse>) -> Option<Value> {
 fn result(response: Response<api::GetResultResponse>) -> Option<Value> {
     let answer = response.into_inner();
     let status = wire::decode_run_status("status", answer.status).ok().filter(|status| status.is_closed())?;
+    if !answer.successor_run_id.is_empty() {
+        // It goes on: the next question finds the run that does.
+        return None;
+    }
     Some(match answer.result.map(|p| wire::decode_payload(Some(p))) {
         Some(payload) if !payload.is_none() => everstep::decode::<Value>(&payload).unwrap_or_default(),
         _ => json!(status.as_str()),

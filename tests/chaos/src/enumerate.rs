@@ -25,7 +25,7 @@ use crate::export;
 use crate::history::{History, Reply};
 use crate::process::{Program, Supervised, tail};
 use crate::topology::{DRAIN_MAX, StoreKind, answers, blocking};
-use crate::worker::FIXED;
+use crate::worker::{CHAIN, FIXED, PARENT, QUEUED};
 use crate::{judge, load};
 
 /// Lease of the worker's session.
@@ -334,6 +334,17 @@ impl Case {
             ..ask.clone()
         };
         insist(&mut far, OpKind::Signal, &signal).await?;
+        for name in [CHAIN, PARENT, QUEUED] {
+            let other = Ask {
+                workflow_id: name.to_owned(),
+                request_id: Some(name.to_owned()),
+                name: name.to_owned(),
+                input: json!(3),
+                ..Ask::default()
+            };
+            insist(&mut near, OpKind::Start, &other).await?;
+            insist(&mut far, OpKind::Result, &Ask { wait: Duration::from_secs(5), ..other }).await?;
+        }
         insist(&mut near, OpKind::Describe, &ask).await?;
         insist(&mut far, OpKind::Result, &Ask { wait: Duration::from_secs(5), ..ask }).await?;
         Ok(())
@@ -458,7 +469,7 @@ fn workflow() -> Workflow {
     let signal = Op::Signal { name: SIGNAL_NAME.to_owned(), id: "enumerate-signal".to_owned() };
     let refused = Step { refused: true, ..step("refused", 0, 1, 10) };
     Workflow {
-        source: Source { seed: 0, profile: Profile::Chaos },
+        source: Source { seed: 0, profile: Profile::Chaos, generation: 0 },
         ops: vec![
             Op::Step(step("one", 0, 1, 100)),
             Op::Step(step("flaky", 1, 1, 100)),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use everstep::{Ctx, StepError, StepInfo, Worker, WorkflowError};
+use everstep::{Ctx, StepError, StepInfo, StepType, Worker, WorkflowError};
 use everstep_checker::format::{JournalEntry, Phase};
 use everstep_tests::program::{Build, Effects, Ends, Program, Source, Step, interpret};
 use sha2::{Digest as _, Sha256};
@@ -18,6 +18,12 @@ use crate::sink::client::Sink;
 pub const PROGRAM: &str = "program";
 /// The workflow type of a program that comes whole, not as what it is generated from.
 pub const FIXED: &str = "fixed";
+/// The workflow that goes on in new runs, as often as its input says.
+pub const CHAIN: &str = "chain";
+/// The workflow that has its input given back by a child.
+pub const PARENT: &str = "parent";
+/// The workflow that has its input echoed by a queued step.
+pub const QUEUED: &str = "queued";
 
 /// The workflow type of code that no worker should host.
 pub const POISON: &str = "poison";
@@ -67,11 +73,35 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let reports = generated.of(&ctx);
             interpret(ctx, source.program(), build, reports)
         })
+        .register(CHAIN, chain)
+        .register(QUEUED, queued)
+        .register(PARENT, parent)
+        .register_step::<Echo, _, _>(|_, n| async move { Ok(n) })
         .register(FIXED, move |ctx: Ctx, program: Program| {
             let reports = whole.of(&ctx);
             interpret(ctx, program, build, reports)
         });
     Ok(worker.build()?.run().await?)
+}
+
+struct Echo;
+
+impl StepType for Echo {
+    const NAME: &'static str = "echo";
+    type Input = u32;
+    type Output = u32;
+}
+
+async fn queued(ctx: Ctx, n: u32) -> Result<u32, WorkflowError> {
+    Ok(ctx.run::<Echo>(n).await?)
+}
+
+async fn parent(ctx: Ctx, n: u32) -> Result<u32, WorkflowError> {
+    Ok(ctx.child::<u32>(QUEUED, n).workflow_id(format!("{PARENT}/child")).await?)
+}
+
+async fn chain(ctx: Ctx, left: u32) -> Result<u32, WorkflowError> {
+    if left > 0 { Err(ctx.continue_as_new(&(left - 1))) } else { Ok(left) }
 }
 
 /// Where the effects of this worker are reported.

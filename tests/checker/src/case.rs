@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use everstep_core::{Doubt, Event, QueueKey, RunId, RunRow, RunStatus, Timer, Timestamp};
+use everstep_core::{Doubt, Event, QueueKey, RunId, RunRow, RunStatus, StepTask, Timer, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -38,6 +38,7 @@ pub(crate) struct Tables {
     pub(crate) timers: Vec<Timer>,
     pub(crate) tasks: Vec<QueueKey>,
     pub(crate) doubts: Vec<Doubt>,
+    pub(crate) steps: Vec<StepTask>,
     pub(crate) wakes: Vec<u64>,
 }
 
@@ -136,6 +137,7 @@ impl Case {
             "timers" => tables.timers.push(decode::timer(&line.row)?),
             "tasks" => tables.tasks.push(decode::task(&line.row)?),
             "doubts" => tables.doubts.push(decode::doubt(&line.row)?),
+            "step_tasks" => tables.steps.push(decode::step_task(&line.row)?),
             "wakes" => tables.wakes.push(decode::wake(&line.row)?),
             // A table of a later version.
             _ => {}

@@ -3,13 +3,17 @@
 //! What the export leaves out is the run's seed, the trace state and the exact bytes of JSON payloads
 //! (their text is written compactly again). Nothing of that reaches a projection.
 
+mod child;
+
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, DetachReason, Doubt, DoubtPolicy, Duration, Event, EventBody,
-    Failure, OpId, Payload, QueueKey, Resolution, RunId, RunRow, RunStarted, RunStatus, SessionId,
-    StepResolved, Timer, TimerKey, TimerKind, Timestamp, TraceContext, WorkerInfo,
+    Failure, Notes, NotesChange, OpId, Payload, QueueKey, Resolution, RunId, RunRow, RunStarted, RunStatus,
+    SessionId, StepResolved, StepScheduled, StepTask, Timer, TimerKey, TimerKind, Timestamp, TraceContext,
+    UpdateOutcome, WorkerInfo,
 };
 use serde_json::Value;
 
@@ -137,6 +141,7 @@ fn actor(text: &str) -> anyhow::Result<Actor> {
         None if text == "system" => Actor::System,
         Some(("client", who)) => Actor::Client(who.to_owned()),
         Some(("worker", who)) => Actor::Worker(who.to_owned()),
+        Some(("run", id)) => Actor::Run(id.parse()?),
         _ => bail!("'{text}' is no actor"),
     })
 }
@@ -161,8 +166,16 @@ fn body(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
         "WorkerAttached" => EventBody::WorkerAttached {
             session: f.parsed::<SessionId>("session_id")?,
             worker: WorkerInfo { identity: f.text("worker")?, build_id: f.text("build_id")? },
+            pinned: f.flag("pinned").unwrap_or_default(),
         },
         "WorkerDetached" => EventBody::WorkerDetached { reason: detached(f)? },
+        "StepScheduled" => EventBody::StepScheduled(Box::new(StepScheduled {
+            step: f.op("step_id")?,
+            name: f.text("step")?,
+            input: payload(f.get("input")?),
+            options: serde_json::from_value(f.get("options")?.clone())?,
+        })),
+        "StepCancelRequested" => EventBody::StepCancelRequested { step: f.op("step_id")? },
         "StepStarted" | "StepInDoubt" | "StepResolved" | "StepCompleted" | "StepFailed" => step(kind, f)?,
         "TimerStarted" => EventBody::TimerStarted { timer: f.op("timer_id")?, fire_at: f.time("fire_at")? },
         "TimerFired" => EventBody::TimerFired { timer: timer_key(&f.text("timer")?, f.number("timer_id")?)? },
@@ -173,6 +186,21 @@ fn body(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
             input: payload(f.get("input")?),
         },
         "CancelRequested" => EventBody::CancelRequested { reason: f.text("reason")? },
+        "UpdateAccepted" => EventBody::UpdateAccepted {
+            update_id: f.text("update_id")?,
+            name: f.text("update")?,
+            input: payload(f.get("input")?),
+        },
+        "UpdateCompleted" => EventBody::UpdateCompleted {
+            accepted: f.number("accepted_seq")?,
+            update_id: f.text("update_id")?,
+            outcome: update_outcome(f)?,
+        },
+        "AttributesUpserted" => {
+            let entry = |value: &Value| (!value.is_null()).then(|| payload(value));
+            let notes = NotesChange { attributes: typed(f, "search_attributes")?, memo: memo(f, entry) };
+            EventBody::AttributesUpserted { op: OpId(f.number("op_id")?), notes: Box::new(notes) }
+        }
         "VersionMarked" => {
             EventBody::VersionMarked { change_id: f.text("change_id")?, version: f.number("version")? }
         }
@@ -182,11 +210,19 @@ fn body(kind: &str, f: Fields<'_>) -> anyhow::Result<EventBody> {
             EventBody::RunCompleted { result: payload(f.get("result")?), unconsumed: f.seqs("unconsumed")? }
         }
         "RunFailed" => {
-            EventBody::RunFailed { failure: failure(f.get("failure")?)?, unconsumed: f.seqs("unconsumed")? }
+            let retried_by = link(f, "retried_by_run_id")?;
+            let failure = failure(f.get("failure")?)?;
+            EventBody::RunFailed { failure, unconsumed: f.seqs("unconsumed")?, retried_by }
         }
         "RunCanceled" => EventBody::RunCanceled { details: f.text("details")? },
         "RunTerminated" => EventBody::RunTerminated { reason: f.text("reason")? },
-        "RunTimedOut" => EventBody::RunTimedOut,
+        "RunContinued" => {
+            EventBody::RunContinued { successor: f.parsed("successor_run_id")?, carried: f.seqs("carried")? }
+        }
+        "RunTimedOut" => EventBody::RunTimedOut { retried_by: link(f, "retried_by_run_id")? },
+        "ChildScheduled" | "ChildStarted" | "ChildClosed" | "ExternalRequested" | "ExternalResolved" => {
+            child::body(kind, f)?
+        }
         other => EventBody::Ignored { kind: other.to_owned() },
     })
 }
@@ -203,7 +239,27 @@ fn run_started(f: Fields<'_>) -> anyhow::Result<RunStarted> {
         run_timeout: if timeout.is_null() { None } else { Some(f.millis("run_timeout_ms")?) },
         seed: 0,
         trace: TraceContext { traceparent: f.text("traceparent")?, tracestate: String::new() },
+        start_at: f.0.get("start_at").map(|_| f.time("start_at")).transpose()?,
+        retry: f.0.get("retry").map(|v| serde_json::from_value(v.clone())).transpose()?,
+        origin: f.0.get("origin").map(|v| serde_json::from_value(v.clone())).transpose()?.unwrap_or_default(),
+        step_retry: f.0.get("step_retry").map(|v| serde_json::from_value(v.clone())).transpose()?,
+        notes: Notes { attributes: typed(f, "search_attributes")?, memo: memo(f, payload) },
     })
+}
+
+/// A map that is left out when it is empty.
+fn typed<T: serde::de::DeserializeOwned + Default>(f: Fields<'_>, name: &str) -> anyhow::Result<T> {
+    Ok(f.0.get(name).map(|v| serde_json::from_value(v.clone())).transpose()?.unwrap_or_default())
+}
+
+fn memo<T>(f: Fields<'_>, entry: impl Fn(&Value) -> T) -> BTreeMap<String, T> {
+    let entries = f.0.get("memo").and_then(Value::as_object).into_iter().flatten();
+    entries.map(|(name, value)| (name.clone(), entry(value))).collect()
+}
+
+/// A run that may not be named.
+fn link(f: Fields<'_>, name: &str) -> anyhow::Result<Option<RunId>> {
+    f.0.get(name).map(|_| f.parsed(name)).transpose()
 }
 
 fn detached(f: Fields<'_>) -> anyhow::Result<DetachReason> {
@@ -212,6 +268,13 @@ fn detached(f: Fields<'_>) -> anyhow::Result<DetachReason> {
         "released" => DetachReason::Released(f.text("message")?),
         "lost" => DetachReason::Lost,
         other => bail!("'{other}' is no reason to detach"),
+    })
+}
+
+fn update_outcome(f: Fields<'_>) -> anyhow::Result<UpdateOutcome> {
+    Ok(match f.0.get("failure") {
+        Some(said) => UpdateOutcome::Failed(failure(said)?),
+        None => UpdateOutcome::Completed(payload(f.get("result")?)),
     })
 }
 
@@ -309,6 +372,11 @@ pub(crate) fn timer(row: &Value) -> anyhow::Result<Timer> {
     Ok(Timer { key: timer_key(&f.text("kind")?, f.number("id")?)?, fire_at: f.time("fire_at")? })
 }
 
+/// A row of the table `step_tasks`.
+pub(crate) fn step_task(row: &Value) -> anyhow::Result<StepTask> {
+    Ok(serde_json::from_value(row.clone())?)
+}
+
 /// A row of the table `doubts`.
 pub(crate) fn doubt(row: &Value) -> anyhow::Result<Doubt> {
     let f = Fields(row);
@@ -395,12 +463,18 @@ mod tests {
                 json!({"block": "Poison", "at_seq": 0, "expected": "e", "produced": "p", "source": "",
                 "hint": "h", "build_id": "b"}),
             ),
+            (
+                "AttributesUpserted",
+                json!({"op_id": 2, "search_attributes": {"a": {"int": 1}, "b": null}, "memo": {"m": null}}),
+            ),
             ("RunUnblocked", json!({"build_id": "b"})),
             ("RunCompleted", json!({"result": 1, "unconsumed": [2, 3]})),
             ("RunFailed", json!({"failure": failure, "unconsumed": []})),
             ("RunCanceled", json!({"details": "d"})),
             ("RunTerminated", json!({"reason": "r"})),
             ("RunTimedOut", json!({})),
+            ("RunTimedOut", json!({"retried_by_run_id": session})),
+            ("RunContinued", json!({"successor_run_id": session, "carried": [4]})),
         ];
         for (kind, attributes) in rows {
             let head = json!({"seq": 1, "at": at, "epoch": 0, "kind": kind, "actor": "worker:a:b",

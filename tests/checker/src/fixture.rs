@@ -60,6 +60,7 @@ impl Script {
             run_timeout: None,
             seed: 0,
             trace: TraceContext::default(),
+            ..RunStarted::default()
         };
         let id = CommandId::from_uuid(script.run.uuid());
         script.push(id, Actor::Client("tester".to_owned()), EventBody::RunStarted(Box::new(start)));
@@ -81,7 +82,7 @@ impl Script {
         (self.epoch, self.commits) = (self.epoch + 1, 0);
         let worker = WorkerInfo { identity: "w".to_owned(), build_id: "b".to_owned() };
         let session = SessionId::from_uuid(Uuid::from_u128(u128::from(self.epoch)));
-        self.other(EventBody::WorkerAttached { session, worker });
+        self.other(EventBody::WorkerAttached { session, worker, pinned: false });
     }
 
     fn commit(&mut self, body: EventBody) {
@@ -112,7 +113,8 @@ impl Script {
         let projection = Run::fold(self.run, &self.events).ok().flatten().map(|r| r.projection());
         let mut tables = Tables { events: self.events, ..Tables::default() };
         if let Some(p) = projection {
-            (tables.row, tables.timers, tables.tasks) = (Some(p.row), p.timers, p.task.into_iter().collect());
+            (tables.row, tables.timers, tables.tasks) =
+                (Some(p.row), p.timers, p.task.into_iter().map(|task| task.queue).collect());
         }
         (self.run, tables)
     }

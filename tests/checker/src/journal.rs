@@ -64,9 +64,17 @@ pub(crate) fn by_run(journal: &[JournalEntry]) -> BTreeMap<Option<RunId>, Execut
     runs
 }
 
+/// The ends of the steps that the run's own workers ran. A queued step's worker has no epoch of the run's, and tells the
+/// sink of nothing.
 fn ends<'a>(id: RunId, tables: &'a Tables, check: &mut Check) -> BTreeMap<OpId, End<'a>> {
     let mut ends: BTreeMap<OpId, End<'a>> = BTreeMap::new();
-    for event in &tables.events {
+    let queued: BTreeSet<OpId> = tables
+        .events
+        .iter()
+        .filter(|event| matches!(event.body, EventBody::StepScheduled(_)))
+        .filter_map(|event| event.body.op())
+        .collect();
+    for event in tables.events.iter().filter(|event| event.body.op().is_none_or(|op| !queued.contains(&op))) {
         let (step, name, attempt, result) = match &event.body {
             EventBody::StepCompleted { step, name, attempt, result, .. } => {
                 (*step, name, *attempt, Some(result))

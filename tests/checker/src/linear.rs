@@ -127,7 +127,10 @@ pub(crate) fn check(case: &Case, totals: &mut Totals) -> Check {
 fn of_log(runs: &[(RunId, &Tables)]) -> Workflow {
     let ends_itself = |tables: &Tables| {
         let last = tables.events.last().map(|e| &e.body);
-        last.is_some_and(|b| b.is_terminal() && !matches!(b, EventBody::RunTerminated { .. }))
+        // A run that goes on in another one, or is tried again, leaves its workflow id open.
+        last.is_some_and(|b| {
+            b.is_terminal() && !matches!(b, EventBody::RunTerminated { .. }) && b.successor().is_none()
+        })
     };
     let end = match runs.last() {
         None => Phase::Absent,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use everstep_core::EventBody;
+use everstep_core::{Actor, EventBody};
 
 use crate::Totals;
 use crate::case::{Case, Op, Outcome};
@@ -101,6 +101,10 @@ fn present(case: &Case, kind: OpKind) -> BTreeMap<Element, u64> {
     for tables in case.runs.values() {
         let mut in_run: BTreeMap<Element, u64> = BTreeMap::new();
         for event in &tables.events {
+            // What another run asked for, or follows from it, nobody else did.
+            if matches!(event.actor, Actor::Run(_)) {
+                continue;
+            }
             let request = match (&event.body, kind) {
                 (EventBody::RunStarted(start), OpKind::Start) => start.request_id.clone(),
                 (EventBody::SignalReceived { signal_id, .. }, OpKind::Signal) => signal_id.clone(),

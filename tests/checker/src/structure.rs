@@ -139,12 +139,16 @@ mod tests {
 
     #[test]
     fn a_run_that_does_not_begin_with_its_start_is_found() {
-        broken(history, "event 1 is", |c| c.first().events[0].body = EventBody::RunTimedOut);
+        broken(history, "event 1 is", |c| {
+            c.first().events[0].body = EventBody::RunTimedOut { retried_by: None }
+        });
     }
 
     #[test]
     fn two_ends_are_found() {
-        broken(history, "ended 2 times", |c| c.first().events[FAIL_B].body = EventBody::RunTimedOut);
+        broken(history, "ended 2 times", |c| {
+            c.first().events[FAIL_B].body = EventBody::RunTimedOut { retried_by: None }
+        });
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The tables beside the log: what they hold follows from the events, and from nothing else.
 
-use everstep_core::{Doubt, Projection, QueueKey, Run, RunId, RunRow, Timer};
+use everstep_core::{Doubt, Projection, QueueKey, Run, RunId, RunRow, StepTask, Timer};
 
 use crate::case::{Case, Tables};
 use crate::verdict::Check;
 
-/// INV-04: folding the events gives the exported row, timers, doubts and task.
+/// INV-04: folding the events gives the exported row, timers, doubts, queued steps and task.
 pub(crate) fn fold(case: &Case) -> Check {
     let mut check = Check::new("tables", &["INV-04"]);
     for problem in &case.undecoded {
@@ -30,6 +30,7 @@ pub(crate) fn fold(case: &Case) -> Check {
         }
         timers(*id, &tables.timers, &folded.timers, &mut check);
         doubts(*id, &tables.doubts, &folded.doubts, &mut check);
+        steps(*id, &tables.steps, &folded.steps, &mut check);
         task(*id, &tables.tasks, &folded, &mut check);
     }
     check
@@ -65,21 +66,31 @@ fn doubts(id: RunId, stored: &[Doubt], folded: &[Doubt], check: &mut Check) {
     }
 }
 
+fn steps(id: RunId, stored: &[StepTask], folded: &[StepTask], check: &mut Check) {
+    let text = |t: &StepTask| format!("queued step {} '{}', attempt {}", t.step, t.name, t.attempt);
+    for task in folded.iter().filter(|t| !stored.contains(t)) {
+        check.problem(format!("run {id}: no row for {}", text(task)));
+    }
+    for task in stored.iter().filter(|t| !folded.contains(t)) {
+        check.problem(format!("run {id}: a row for {}, which no event calls for", text(task)));
+    }
+}
+
 fn task(id: RunId, stored: &[QueueKey], folded: &Projection, check: &mut Check) {
     match (stored, &folded.task) {
         ([], None) => {}
-        ([one], Some(task)) if one == task => {}
+        ([one], Some(task)) if *one == task.queue => {}
         ([], Some(task)) => {
-            check.problem(format!("run {id}: needs a worker of {}, without a task", task.task_queue));
+            check.problem(format!("run {id}: needs a worker of {}, without a task", task.queue.task_queue));
         }
         (some, None) => check.problem(format!("run {id}: {} tasks, and needs no worker", some.len())),
         (some, Some(task)) => {
-            check.problem(format!("run {id}: tasks {some:?}, the events call for {}", task.task_queue));
+            check.problem(format!("run {id}: tasks {some:?}, the events call for {}", task.queue.task_queue));
         }
     }
 }
 
-/// INV-25: a closed run has no timer, task, doubt or wake, and a wake stands for an event that an owner has to
+/// INV-25: a closed run has no timer, task, doubt, queued step or wake, and a wake stands for an event that an owner has to
 /// be told of.
 pub(crate) fn leftovers(case: &Case) -> Check {
     let mut check = Check::new("leftovers", &["INV-25"]);
@@ -107,6 +118,7 @@ fn closed(id: RunId, tables: &Tables, check: &mut Check) {
         ("timers", tables.timers.len()),
         ("tasks", tables.tasks.len()),
         ("doubts", tables.doubts.len()),
+        ("queued steps", tables.steps.len()),
         ("wakes", tables.wakes.len()),
     ];
     for (name, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
@@ -164,6 +176,26 @@ mod tests {
         };
         broken(fold, "in doubt, which no event calls for", |c| c.second().doubts.push(doubt()));
         broken(leftovers, "has doubts", |c| c.first().doubts.push(doubt()));
+    }
+
+    #[test]
+    fn queued_steps_that_differ_are_found() {
+        let step = || StepTask {
+            step: OpId(7),
+            name: "transcode".to_owned(),
+            attempt: 1,
+            queue: queue(),
+            priority: 3,
+            scheduled: 2,
+            visible_at: Timestamp::from_micros(1),
+            start_by: None,
+            close_by: None,
+            start_to_close: None,
+            heartbeat: None,
+            canceled: false,
+        };
+        broken(fold, "'transcode', attempt 1, which no event calls for", |c| c.second().steps.push(step()));
+        broken(leftovers, "has queued steps", |c| c.first().steps.push(step()));
     }
 
     #[test]

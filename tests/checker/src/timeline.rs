@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use everstep_core::{Actor, Event, EventBody, Payload, RunId};
+use everstep_core::{Actor, Event, EventBody, NotesChange, Payload, RunId, UpdateOutcome};
 
 use crate::case::{Case, Op, Outcome, Tables};
 use crate::clock::{self, Offset};
@@ -139,6 +139,7 @@ fn event_row(event: &Event, at_us: i64) -> Row {
         Actor::Client(who) => format!("client {who}"),
         Actor::Worker(who) => format!("worker {who}"),
         Actor::System => "system".to_owned(),
+        Actor::Run(run) => format!("run:{run}"),
     };
     let class = match &event.body {
         body if body.is_terminal() => "end",
@@ -208,12 +209,16 @@ fn short(text: &str) -> String {
     shown
 }
 
+fn noted(notes: &NotesChange) -> Vec<&str> {
+    notes.attributes.keys().chain(notes.memo.keys()).map(String::as_str).collect()
+}
+
 fn detail(body: &EventBody) -> String {
     match body {
         EventBody::RunStarted(start) => {
             format!("{} on {}, request {}", start.workflow_type, start.task_queue, start.request_id)
         }
-        EventBody::WorkerAttached { session, worker } => {
+        EventBody::WorkerAttached { session, worker, .. } => {
             format!("{}, build {}, session {session}", worker.identity, worker.build_id)
         }
         EventBody::WorkerDetached { reason } => short(&format!("{reason:?}")),
@@ -223,6 +228,10 @@ fn detail(body: &EventBody) -> String {
         EventBody::StepStarted { step, name, attempt, in_doubt: Some(policy) } => {
             format!("{step} {name}, attempt {attempt}, guarded: {}", policy.as_str())
         }
+        EventBody::StepScheduled(s) => {
+            format!("{} {} on {}: {}", s.step, s.name, s.options.task_queue, payload(&s.input))
+        }
+        EventBody::StepCancelRequested { step } => step.to_string(),
         EventBody::StepInDoubt { step, name, attempt } => format!("{step} {name}, attempt {attempt}"),
         EventBody::StepResolved(r) => {
             short(&format!("{} {}, attempt {}: {:?}", r.step, r.name, r.attempt, r.resolution))
@@ -241,7 +250,27 @@ fn detail(body: &EventBody) -> String {
             format!("{name} {signal_id}: {}", payload(input))
         }
         EventBody::CancelRequested { reason } | EventBody::RunTerminated { reason } => short(reason),
+        EventBody::UpdateAccepted { update_id, name, input } => {
+            format!("{name} {update_id}: {}", payload(input))
+        }
+        EventBody::UpdateCompleted { update_id, outcome, .. } => match outcome {
+            UpdateOutcome::Completed(result) => format!("{update_id}: {}", payload(result)),
+            UpdateOutcome::Failed(f) => short(&format!("{update_id}: {}: {}", f.kind, f.message)),
+        },
         EventBody::VersionMarked { change_id, version } => format!("{change_id} is {version}"),
+        EventBody::AttributesUpserted { op, notes } => short(&format!("{op} {}", noted(notes).join(", "))),
+        EventBody::ChildScheduled(s) => {
+            format!("{} {} as {}: {}", s.child, s.workflow_type, s.run_id, payload(&s.input))
+        }
+        EventBody::ChildStarted { child, .. } => child.to_string(),
+        EventBody::ChildClosed(c) => {
+            short(&format!("{} {}: {}", c.child, c.outcome.as_str(), payload(c.outcome.payload())))
+        }
+        EventBody::ExternalRequested(r) => short(&format!("{} {:?}: {:?}", r.op, r.target, r.action)),
+        EventBody::ExternalResolved { op, failure, .. } => match failure {
+            None => format!("{op} delivered"),
+            Some(f) => short(&format!("{op}: {}: {}", f.kind, f.message)),
+        },
         EventBody::RunBlocked(blocked) => {
             short(&format!("expected {}, got {}", blocked.expected, blocked.produced))
         }
@@ -249,7 +278,8 @@ fn detail(body: &EventBody) -> String {
         EventBody::RunCompleted { result, .. } => payload(result),
         EventBody::RunFailed { failure, .. } => short(&format!("{}: {}", failure.kind, failure.message)),
         EventBody::RunCanceled { details } => short(details),
-        EventBody::RunTimedOut | EventBody::Ignored { .. } => String::new(),
+        EventBody::RunContinued { successor, .. } => format!("as {successor}"),
+        EventBody::RunTimedOut { .. } | EventBody::Ignored { .. } => String::new(),
     }
 }
 

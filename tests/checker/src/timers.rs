@@ -113,7 +113,7 @@ fn fired(id: RunId, tables: &Tables, check: &mut Check) -> Vec<Fired> {
             EventBody::TimerFired { timer } => {
                 all.extend(fire(id, event, *timer, (&mut pending, &mut over), check))
             }
-            EventBody::RunTimedOut => {
+            EventBody::RunTimedOut { .. } => {
                 all.extend(fire(id, event, TimerKey::RUN_TIMEOUT, (&mut pending, &mut over), check));
             }
             _ => {}
@@ -204,7 +204,7 @@ mod tests {
             c.first().events[FIRED].body = EventBody::TimerFired { timer: TimerKey::retry(OpId(2)) };
         });
         broken(early, "run_timeout 0 fired, and is not pending", |c| {
-            c.first().events[END].body = EventBody::RunTimedOut;
+            c.first().events[END].body = EventBody::RunTimedOut { retried_by: None };
         });
     }
 

@@ -4,6 +4,8 @@ use super::{Code, Dice, Doubt, End, Op, Profile, Program, SIGNAL_NAME, Source, S
 
 /// Races that may go either way; each doubles the outcomes.
 const OPEN_RACES_MAX: u32 = 2;
+/// Programs that may follow the first one.
+const CONTINUES_MAX: u8 = 2;
 /// Parallels and races within one another.
 const DEPTH_MAX: u32 = 2;
 
@@ -50,15 +52,28 @@ pub(super) fn program(source: Source) -> Program {
     // The seeds of a case are often neighbours of each other and of the world's own.
     let dice = Dice::new(source.seed ^ 0x0070_726f_6772_616d);
     let mut generator = Generator { dice, source, nonces: 0, open_races: 0 };
+    if source.is_child() {
+        return generator.child_program();
+    }
     let count = 1 + generator.dice.below(source.profile.scale().ops);
     let mut ops = generator.ops(count, 0);
     generator.add_later_kinds(&mut ops);
-    let end = if generator.dice.chance(0.1) { End::Uncaught } else { End::Output };
-    let wish = match generator.dice.below(12) {
+    let mut end = if generator.dice.chance(0.1) { End::Uncaught } else { End::Output };
+    let mut wish = match generator.dice.below(12) {
         0 => Wish::Cancel,
         1 => Wish::Terminate,
         _ => Wish::Nothing,
     };
+    if source.generation > 0 {
+        // Its client wished nothing of the first program.
+        wish = Wish::Nothing;
+    }
+    // Dice of their own, so that what was drawn before there were chains stays what it was.
+    let goes_on = Dice::new(source.seed ^ 0x6368_6169_6e73).chance(0.3);
+    let may = source.profile == Profile::Sim && source.generation < CONTINUES_MAX;
+    if may && goes_on && end == End::Output && wish == Wish::Nothing {
+        end = End::Continue;
+    }
     let code = generator.code(&ops);
     Program { source, ops, end, wish, code }
 }
@@ -157,7 +172,37 @@ impl Generator {
             let at = self.dice.below(ops.len() as u64 + 1) as usize;
             ops.insert(at, Op::Version { change: "change".to_owned(), step });
         }
+        let mut more = Dice::new(self.source.seed ^ 0x6368_696c_6472_656e);
+        std::mem::swap(&mut more, &mut self.dice);
+        if self.dice.chance(0.35) {
+            for _ in 0..1 + self.dice.below(3) {
+                self.add_child(ops);
+            }
+        }
+        std::mem::swap(&mut more, &mut self.dice);
         std::mem::swap(&mut dice, &mut self.dice);
+    }
+
+    /// A child somewhere at the top, or as one more branch beside others.
+    fn add_child(&mut self, ops: &mut Vec<Op>) {
+        let nonce = self.nonce();
+        let source = self.source.child(self.nonces);
+        let child = Op::Child { nonce, source, abandoned: self.dice.chance(0.2) };
+        let at = self.dice.below(ops.len() as u64 + 1) as usize;
+        match ops.get_mut(at) {
+            Some(Op::Parallel(branches)) => branches.push(vec![child]),
+            _ => ops.insert(at, child),
+        }
+    }
+
+    /// A few steps and sleeps that end in one way: nobody sends a child signals, or wishes anything of it.
+    fn child_program(mut self) -> Program {
+        let count = 1 + self.dice.below(3);
+        let ops = (0..count)
+            .map(|_| if self.dice.chance(0.7) { Op::Step(self.step()) } else { self.sleep() })
+            .collect();
+        let end = if self.dice.chance(0.1) { End::Uncaught } else { End::Output };
+        Program { source: self.source, ops, end, wish: Wish::Nothing, code: Code::Same }
     }
 
     /// Some steps become guarded ones.

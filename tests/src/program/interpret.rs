@@ -5,12 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use everstep::{
-    Ctx, Either, InDoubt, StepError, StepInfo, WorkflowError, join_all, race, select2, step_info,
+    ChildError, Ctx, Either, InDoubt, ParentClose, StepError, StepInfo, WorkflowError, join_all, race,
+    select2, step_info,
 };
 
 use super::{
-    Build, Doubt, End, Ends, FLAKY, Op, POISON, Program, REFUSED, Step, UNCAUGHT, Wish, failure_line,
-    signal_line, sleep_line, step_line, version_line, won_line,
+    Build, Doubt, End, Ends, FLAKY, Op, POISON, Program, REFUSED, Step, UNCAUGHT, WORKFLOW_TYPE, Wish,
+    child_line, failure_line, no_child_line, signal_line, sleep_line, step_line, version_line, won_line,
 };
 
 /// What an attempt does to the world, and how it takes its time ([`Step::slow_us`]).
@@ -60,6 +61,7 @@ pub async fn interpret(
     match shared.program.end {
         End::Output => Ok(lines),
         End::Uncaught => Err(WorkflowError::new(UNCAUGHT, "as planned")),
+        End::Continue => Err(shared.ctx.continue_as_new(&shared.program.source.next())),
     }
 }
 
@@ -104,6 +106,17 @@ fn one(shared: Arc<Shared>, op: Op) -> Lines {
             Op::Sleep { nonce, us } => {
                 shared.ctx.sleep(std::time::Duration::from_micros(us)).await;
                 vec![sleep_line(&nonce)]
+            }
+            Op::Child { nonce, source, abandoned } => {
+                let policy = if abandoned { ParentClose::Abandon } else { ParentClose::Terminate };
+                let child = shared.ctx.child::<Vec<String>>(WORKFLOW_TYPE, source).on_parent_close(policy);
+                vec![match child.await {
+                    Ok(output) => child_line(&nonce, &output),
+                    Err(ChildError::Ended { failure, .. } | ChildError::NotStarted(failure)) => {
+                        no_child_line(&nonce, &failure.kind)
+                    }
+                    Err(ChildError::Payload(problem)) => problem,
+                }]
             }
             Op::Signal { name, .. } => {
                 let id = shared.ctx.signal::<String>(name).await;

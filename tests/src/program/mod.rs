@@ -11,6 +11,7 @@
 //! | guarded step | as a step; or `failed InDoubt`, when its code gives up what is in doubt |
 //! | version | `version 0`; or `version 1`, then the line of its step |
 //! | sleep | `slept <nonce>` |
+//! | child | `child <nonce> <hash of its output>`; or `child <nonce> <kind>`, when it fails |
 //! | signal | `signal <id>`, read from the signal's input |
 //! | parallel | the lines of its branches, the first branch's first |
 //! | race | `won <index>`, then the lines of the arm that won |
@@ -72,6 +73,13 @@ pub struct Source {
     pub seed: u64,
     /// The profile.
     pub profile: Profile,
+    /// Which program this is of a workflow that continues as new, from 0.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub generation: u8,
+}
+
+fn is_first(generation: &u8) -> bool {
+    *generation == 0
 }
 
 /// A workflow, as data.
@@ -123,6 +131,15 @@ pub enum Op {
         /// The signal's id.
         id: String,
     },
+    /// A child: another program, as a run of its own. Only in [`Profile::Sim`].
+    Child {
+        /// Its name in the program.
+        nonce: String,
+        /// What the child is generated from.
+        source: Source,
+        /// It is left alone when this run ends first; else it is stopped.
+        abandoned: bool,
+    },
     /// All branches, side by side.
     Parallel(Vec<Vec<Op>>),
     /// The arm that ends first; the others are dropped.
@@ -166,6 +183,8 @@ pub enum End {
     Output,
     /// It returns an error that nobody catches: the run fails with kind [`UNCAUGHT`].
     Uncaught,
+    /// It goes on in a new run, as the program of [`Source::next`]. Only in [`Profile::Sim`].
+    Continue,
 }
 
 /// What a client wants of the run besides its signals. Unless that is nothing, the program waits for ever
@@ -230,6 +249,30 @@ impl Source {
     /// The program; the same one each time.
     pub fn program(self) -> Program {
         generate::program(self)
+    }
+
+    /// What the program that goes on after this one is generated from.
+    #[must_use]
+    pub fn next(self) -> Self {
+        let seed = self.seed.rotate_left(17) ^ 0x636f_6e74_696e_7565;
+        Self { seed, generation: self.generation + 1, ..self }
+    }
+}
+
+/// The generation of children.
+const CHILD: u8 = u8::MAX;
+
+impl Source {
+    /// What the child with this number is generated from.
+    #[must_use]
+    pub fn child(self, number: u32) -> Self {
+        let seed = self.seed.rotate_left(29) ^ (u64::from(number) << 32) ^ 0x6368_696c_6472_656e;
+        Self { seed, generation: CHILD, ..self }
+    }
+
+    /// Whether this is a child's.
+    pub fn is_child(self) -> bool {
+        self.generation == CHILD
     }
 }
 
@@ -302,6 +345,19 @@ pub fn version_line(version: u32) -> String {
 /// The line of a sleep.
 pub fn sleep_line(nonce: &str) -> String {
     format!("slept {nonce}")
+}
+
+/// The workflow that runs programs, and children of programs.
+pub const WORKFLOW_TYPE: &str = "program";
+
+/// The line of a child that returned these lines.
+pub fn child_line(nonce: &str, output: &[String]) -> String {
+    format!("child {nonce} {}", output_sha256(output))
+}
+
+/// The line of a child that gave no output.
+pub fn no_child_line(nonce: &str, kind: &str) -> String {
+    format!("child {nonce} {kind}")
 }
 
 /// The line of a signal whose input is this id.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Doubt, End, IN_DOUBT, Op, Program, REFUSED, Step, UNCAUGHT, Wish, failure_line, signal_line, sleep_line,
-    step_line, version_line, won_line,
+    Doubt, End, IN_DOUBT, Op, Program, REFUSED, Step, UNCAUGHT, Wish, child_line, failure_line,
+    no_child_line, signal_line, sleep_line, step_line, version_line, won_line,
 };
 
 /// How a run ends.
@@ -28,6 +28,8 @@ pub enum Outcome {
     Canceled,
     /// By force.
     Terminated,
+    /// It goes on as another program.
+    Continued,
     /// One of these.
     Any {
         /// Each possible one.
@@ -109,6 +111,7 @@ impl Program {
             (Wish::Cancel, _) => Outcome::Canceled,
             (Wish::Terminate, _) => Outcome::Terminated,
             (Wish::Nothing, End::Uncaught) => Outcome::Failed { failure_kind: UNCAUGHT.to_owned() },
+            (Wish::Nothing, End::Continue) => Outcome::Continued,
             (Wish::Nothing, End::Output) => {
                 let mut of: Vec<Outcome> = ways(&self.ops)
                     .iter()
@@ -140,6 +143,8 @@ impl Prediction {
                     attempts_min: step.fails + 1,
                     required: false,
                 }),
+                // Its steps are those of a run of its own.
+                Op::Child { .. } => {}
                 Op::Sleep { nonce, us } => {
                     self.timers.push(PlannedTimer { nonce: nonce.clone(), delay_us: *us, required });
                 }
@@ -176,6 +181,14 @@ fn ways_of(op: &Op) -> Vec<Vec<String>> {
         Op::Guarded { step, .. } => vec![vec![line_of(step)]],
         Op::Version { step, .. } => {
             vec![vec![version_line(0)], vec![version_line(1), line_of(step)]]
+        }
+        Op::Child { nonce, source, .. } => {
+            let child = source.program();
+            let line = match child.end {
+                End::Uncaught => no_child_line(nonce, UNCAUGHT),
+                _ => child_line(nonce, &ways(&child.ops).concat()),
+            };
+            vec![vec![line]]
         }
         Op::Sleep { nonce, .. } => vec![vec![sleep_line(nonce)]],
         Op::Signal { id, .. } => vec![vec![signal_line(id)]],

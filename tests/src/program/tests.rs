@@ -7,7 +7,7 @@ use super::*;
 fn programs() -> impl Iterator<Item = Program> {
     [Profile::Sim, Profile::Chaos]
         .into_iter()
-        .flat_map(|profile| (0..2_000).map(move |seed| Source { seed, profile }.program()))
+        .flat_map(|profile| (0..2_000).map(move |seed| Source { seed, profile, generation: 0 }.program()))
 }
 
 /// Every op, also those within others.
@@ -38,7 +38,7 @@ fn nonces_are_unique_among_all_programs_of_a_profile() {
         each(&program.ops, &mut |op| {
             let nonce = match op {
                 Op::Step(step) | Op::Guarded { step, .. } | Op::Version { step, .. } => &step.nonce,
-                Op::Sleep { nonce, .. } => nonce,
+                Op::Sleep { nonce, .. } | Op::Child { nonce, .. } => nonce,
                 Op::Signal { id, .. } => id,
                 Op::Parallel(_) | Op::Race(_) | Op::Never => return,
             };
@@ -61,7 +61,7 @@ fn every_program_can_end_in_few_ways() {
                 );
             }
             Outcome::Completed { output_sha256 } => assert_eq!(output_sha256.len(), 64),
-            Outcome::Failed { .. } | Outcome::Canceled | Outcome::Terminated => {}
+            Outcome::Failed { .. } | Outcome::Canceled | Outcome::Terminated | Outcome::Continued => {}
         }
     }
 }
@@ -81,6 +81,7 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
                 Op::Guarded { doubt: Doubt::AskHuman, .. } => "asked",
                 Op::Version { .. } => "version",
                 Op::Sleep { .. } => "sleep",
+                Op::Child { .. } => "child",
                 Op::Signal { name, .. } if name == SIGNAL_NAME => "signal",
                 Op::Signal { .. } => "named signal",
                 Op::Parallel(_) => "parallel",
@@ -95,6 +96,7 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
             Outcome::Failed { .. } => "failed",
             Outcome::Canceled => "canceled",
             Outcome::Terminated => "terminated",
+            Outcome::Continued => "continued",
         });
         kinds.insert(match program.code {
             Code::Same => "same",
@@ -102,7 +104,7 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
             Code::Poisoned { .. } => "poisoned",
         });
     }
-    assert_eq!(kinds.len(), 13 + 5 + 3, "{kinds:?}");
+    assert_eq!(kinds.len(), 14 + 6 + 3, "{kinds:?}");
     assert!(huge > 10, "{huge} huge results");
 }
 
@@ -127,7 +129,7 @@ fn a_prediction_is_worked_out_by_hand_once() {
     };
     let arm = |last: Op| vec![Op::Sleep { nonce: "z".into(), us: 5 }, last];
     let program = Program {
-        source: Source { seed: 9, profile: Profile::Sim },
+        source: Source { seed: 9, profile: Profile::Sim, generation: 0 },
         ops: vec![
             Op::Parallel(vec![vec![Op::Step(step(1))], vec![Op::Step(step(2))]]),
             Op::Race(vec![arm(Op::Never), arm(Op::Signal { name: "s".into(), id: "s".into() })]),

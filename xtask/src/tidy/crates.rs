@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("everstep-provider", &["everstep-fuzz"]),
     ("everstep", &["everstep-core", "everstep-fault", "everstep-proto"]),
+    ("everstep-example-patterns", &["everstep"]),
     ("everstep-example-summarize", &["everstep", "everstep-provider"]),
     ("everstep-cli", &["*"]),
     ("everstep-tests", &["*"]),

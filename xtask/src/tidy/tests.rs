@@ -341,6 +341,37 @@ fn rules_that_are_not_understood_are_an_error() {
 }
 
 #[test]
+fn tests_that_the_documentation_names_exist() {
+    let suite = "//! Tests.\n\n/// It does.\n#[tokio::test(flavor = \"multi_thread\")]\nasync fn it_works() {}\n\nfn beside() {}\n";
+    let page = |line: &str| {
+        let mut tree = good_tree();
+        put(&mut tree, "tests/it/steps.rs", suite);
+        put(&mut tree, "docs/comparison.md", line);
+        check_tree(&tree)
+    };
+    assert_eq!(page("| Steps | [`it_works`](../tests/it/steps.rs) |\n"), Vec::<String>::new());
+    for (line, missing) in [
+        (
+            "one\n[`it_work`](../tests/it/steps.rs)\n",
+            "docs/comparison.md:2: there is no test `it_work` in tests/it/steps.rs",
+        ),
+        ("[`it_works`](../tests/it/step.rs)\n", "no test `it_works` in tests/it/step.rs"),
+        ("[`it_works`](../tests/it/steps.rs), [`beside`](../tests/it/steps.rs)\n", "no test `beside`"),
+        ("[steps](../tests/it/steps.rs)\n", "no test `steps`"),
+    ] {
+        let problems = page(line);
+        assert_eq!(problems.len(), 1, "{line}: {problems:#?}");
+        assert!(problems[0].contains(missing), "{problems:#?}");
+    }
+    expect_none("docs/other.md", "[the suite](../tests/it/steps.rs), [`tests/it`](../tests/it/main.rs)\n");
+    expect_problem(
+        "docs/other.md",
+        "[`gone`](../tests/it/steps.rs)\n",
+        &["no test `gone`", "take the claim back"],
+    );
+}
+
+#[test]
 fn license_expressions_are_understood() {
     let allowed = ["MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned);
     for (expression, expected) in [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use everstep_core::{Event, Run, RunId};
-use everstep_store::{PageToken, RunFilter, Store};
+use everstep_store::{PageToken, RunFilter, RunTables, Store};
 use serde_json::json;
 
 use crate::fail::Fail;
@@ -135,18 +135,33 @@ async fn export(store: &Arc<dyn Store>, run: RunId) -> Result<(), Fail> {
         let row = json::doubt(&doubt);
         out::line(&json!({"table": "doubts", "run_id": id, "row": row}).to_string())?;
     }
+    for step in p.steps {
+        out::line(&json!({"table": "step_tasks", "run_id": id, "row": step}).to_string())?;
+    }
     for timer in p.timers {
         let row = json!({"kind": timer.key.kind.as_str(), "id": timer.key.id, "fire_at": json::time(timer.fire_at)});
         out::line(&json!({"table": "timers", "run_id": id, "row": row}).to_string())?;
     }
     if let Some(task) = p.task {
-        let row = json!({"namespace": task.namespace, "task_queue": task.task_queue});
+        let row = json!({
+            "namespace": task.queue.namespace, "task_queue": task.queue.task_queue,
+            "workflow_type": task.workflow_type, "build_id": task.build_id,
+        });
         out::line(&json!({"table": "tasks", "run_id": id, "row": row}).to_string())?;
     }
     for seq in tables.wakes {
         out::line(&json!({"table": "wakes", "run_id": id, "row": {"seq": seq}}).to_string())?;
     }
     Ok(())
+}
+
+/// Tasks of releases that did not say which code they need are right all the same.
+fn with_types(mut tables: RunTables) -> RunTables {
+    let row = &tables.projection.row;
+    if let Some(task) = tables.projection.task.as_mut().filter(|task| task.workflow_type.is_empty()) {
+        task.workflow_type.clone_from(&row.workflow_type);
+    }
+    tables
 }
 
 async fn check(store: &Arc<dyn Store>) -> Result<(), Fail> {
@@ -159,6 +174,7 @@ async fn check(store: &Arc<dyn Store>) -> Result<(), Fail> {
                 let Some(tables) = store.run_tables(run).await? else { continue };
                 runs += 1;
                 events += history.len() as u64;
+                let tables = with_types(tables);
                 let problem = match Run::fold(run, &history) {
                     Err(error) => Some(format!("the history does not fold: {error}")),
                     Ok(None) => Some("a row without events".to_owned()),

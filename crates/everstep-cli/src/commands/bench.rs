@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// What to run
     #[arg(long, value_delimiter = ',', value_enum, default_value = "w1,w2")]
     workload: Vec<Workload>,
-    /// Clients at one time [default: 1,64,256 for w1 and 1,8 for fan-out]; w2 has one
+    /// Clients at one time [default: 1,64,256 for w1; 1,8 for fan-out and w6]; w2 has one
     #[arg(long, value_delimiter = ',')]
     concurrency: Vec<usize>,
     /// Length of the measured window, in seconds, after 2 s of warm-up

@@ -4,10 +4,13 @@ use std::io::Read;
 use std::time::Duration;
 
 use clap::Subcommand;
-use everstep::client::{RunListFilter, RunPage};
-use everstep::{Client, RunHandle, RunStatus};
+use everstep::client::{RunListFilter, RunPage, RunRequest};
+use everstep::{Client, RunHandle, RunId, RunStatus};
 use serde_json::{Value, json};
 
+use super::attribute::{self, ToNote};
+use super::later::Later;
+use super::{export, send};
 use crate::fail::Fail;
 use crate::out::{self, Format};
 use crate::{json, node};
@@ -49,6 +52,10 @@ pub(crate) enum Command {
         /// Its longest life, like 30s or 2h
         #[arg(long, value_parser = node::parse_duration)]
         run_timeout: Option<Duration>,
+        #[command(flatten)]
+        later: Later,
+        #[command(flatten)]
+        note: ToNote,
         /// Wait for its result and print that
         #[arg(long)]
         wait: bool,
@@ -60,9 +67,18 @@ pub(crate) enum Command {
         /// Only this workflow type
         #[arg(long)]
         workflow_type: Option<String>,
-        /// Only these: running, blocked, completed, failed, canceled, terminated, timed_out
+        /// Only these: running, blocked, completed, failed, canceled, terminated, timed_out, continued
         #[arg(long, value_parser = parse_status)]
         status: Vec<RunStatus>,
+        /// Only runs whose search attribute stands so, like 'amount>=10'; give it again for more conditions
+        #[arg(long = "where", value_name = "NAME OP VALUE")]
+        conditions: Vec<String>,
+        /// Only runs that this run's workflow started
+        #[arg(long, value_name = "RUN_ID")]
+        parent: Option<RunId>,
+        /// Only runs that wait for this build, which nobody connected has [default with the flag alone: any]
+        #[arg(long, value_name = "BUILD", num_args = 0..=1, default_missing_value = "*")]
+        waits_for_build: Option<String>,
         /// How many at most
         #[arg(long, default_value_t = 20)]
         limit: usize,
@@ -86,6 +102,9 @@ pub(crate) enum Command {
         /// Go on until the run ends
         #[arg(long)]
         follow: bool,
+        /// Then the events of the runs that follow it
+        #[arg(long)]
+        chain: bool,
         #[command(flatten)]
         target: Target,
     },
@@ -103,18 +122,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Send a run a message
-    Signal {
-        /// Run id or workflow id
-        run: String,
-        /// Name that the workflow waits for
-        name: String,
-        /// The message: JSON, @FILE with JSON, or - for standard input
-        #[arg(long, default_value = "null", value_name = "JSON|@FILE|-")]
-        input: String,
-        #[command(flatten)]
-        target: Target,
-    },
+    /// Send a run a message, or start one that has it
+    Signal(send::Signal),
+    /// Have a run's code do something and print what it answers, or start a run that does
+    Update(send::Update),
     /// Ask a run's code for a value and print it; nothing is recorded
     Query {
         /// Run id or workflow id
@@ -130,6 +141,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Write a run, or every open run, to a file that everstep replay reads
+    Export(export::Args),
     /// Ask a run to stop in its own time
     Cancel {
         /// Run id or workflow id
@@ -137,6 +150,9 @@ pub(crate) enum Command {
         /// Why, for people
         #[arg(long, default_value = "")]
         reason: String,
+        /// Your id of this request: within its run it takes effect once [default: made up]
+        #[arg(long)]
+        request_id: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -147,6 +163,9 @@ pub(crate) enum Command {
         /// Why, for people
         #[arg(long, default_value = "")]
         reason: String,
+        /// Your id of this request: within its run it takes effect once [default: made up]
+        #[arg(long)]
+        request_id: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -161,10 +180,12 @@ impl Command {
             | Self::History { target, .. }
             | Self::Watch { target, .. }
             | Self::Result { target, .. }
-            | Self::Signal { target, .. }
             | Self::Query { target, .. }
             | Self::Cancel { target, .. }
             | Self::Terminate { target, .. } => target,
+            Self::Export(args) => &args.target,
+            Self::Signal(args) => &args.target,
+            Self::Update(args) => &args.target,
         }
     }
 }
@@ -190,11 +211,15 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
             input,
             request_id,
             run_timeout,
+            later,
+            note,
             wait,
             target,
         } => {
             let input = read_input(&input)?;
-            let mut start = target.client()?.workflow::<Value>(workflow_type).task_queue(task_queue);
+            let client = target.client()?;
+            let start = client.workflow::<Value>(workflow_type).task_queue(task_queue);
+            let mut start = note.of(&client, later.of(start)).await?;
             if let Some(id) = workflow_id {
                 start = start.workflow_id(id);
             }
@@ -205,39 +230,65 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
                 start = start.run_timeout(timeout);
             }
             let handle = start.start(&input).await?;
-            if wait {
-                return print_result(&handle, target.output).await;
-            }
-            let description = handle.describe().await?;
-            match target.output {
-                Format::Text => out::line(&description.run.run_id),
-                Format::Json => out::json(&json::run(&description)),
-                Format::Jsonl => out::line(&json::run(&description).to_string()),
-            }
+            print_started(&handle, wait, target.output).await
         }
-        Command::List { workflow_type, status, limit, target } => {
-            list(workflow_type, status, limit, &target).await
+        Command::List { workflow_type, status, conditions, parent, waits_for_build, limit, target } => {
+            let attributes = attribute::filters(&target.client()?, &conditions).await?;
+            let filter = RunListFilter {
+                workflow_type,
+                statuses: status,
+                attributes,
+                parent,
+                waits_for_build,
+                ..RunListFilter::default()
+            };
+            list(filter, limit, &target).await
         }
         Command::Show { run, target } => show(&target, &run).await,
-        Command::History { run, after, follow, target } => history(&target, &run, after, follow).await,
+        Command::History { run, after, follow, chain, target } => {
+            history(&target, &run, Events { after, follow, chain }).await
+        }
         Command::Watch { run, target } => {
-            history(&target, &run, 0, true).await?;
+            history(&target, &run, Events { after: 0, follow: true, chain: false }).await?;
             let description = target.handle(&run)?.describe().await?;
             out::note(&format!("the run is {}", description.status));
             Ok(())
         }
         Command::Result { run, target } => print_result(&target.handle(&run)?, target.output).await,
-        Command::Signal { run, name, input, target } => {
-            let input = read_input(&input)?;
-            Ok(target.handle(&run)?.signal(&name, &input).await?)
-        }
+        Command::Signal(signal) => signal.send().await,
+        Command::Update(update) => update.send().await,
         Command::Query { run, name, input, timeout, target } => {
             let input = read_input(&input)?;
             let answer: Value = target.handle(&run)?.query_with_deadline(&name, &input, timeout).await?;
             print_value(&answer, target.output)
         }
-        Command::Cancel { run, reason, target } => Ok(target.handle(&run)?.cancel(&reason).await?),
-        Command::Terminate { run, reason, target } => Ok(target.handle(&run)?.terminate(&reason).await?),
+        Command::Export(args) => export::run(args).await,
+        Command::Cancel { run, reason, request_id, target } => {
+            Ok(under(target.handle(&run)?.cancel(&reason), request_id).await?)
+        }
+        Command::Terminate { run, reason, request_id, target } => {
+            Ok(under(target.handle(&run)?.terminate(&reason), request_id).await?)
+        }
+    }
+}
+
+async fn print_started(handle: &RunHandle<Value>, wait: bool, output: Format) -> Result<(), Fail> {
+    if wait {
+        return print_result(handle, output).await;
+    }
+    let description = handle.describe().await?;
+    match output {
+        Format::Text => out::line(&description.run.run_id),
+        Format::Json => out::json(&json::run(&description)),
+        Format::Jsonl => out::line(&json::run(&description).to_string()),
+    }
+}
+
+/// The request under an id, if one is given.
+pub(super) fn under(request: RunRequest, request_id: Option<String>) -> RunRequest {
+    match request_id {
+        Some(id) => request.request_id(id),
+        None => request,
     }
 }
 
@@ -270,7 +321,7 @@ fn parse_status(text: &str) -> Result<RunStatus, String> {
 }
 
 fn says_something(value: &Value) -> bool {
-    !value.is_null() && *value != json!("") && *value != json!([])
+    !value.is_null() && *value != json!("") && *value != json!([]) && *value != json!({})
 }
 
 /// JSON from the command line, a file, or standard input.
@@ -292,15 +343,10 @@ pub(super) fn read_input(given: &str) -> Result<Value, Fail> {
         .map_err(|e| Fail::usage(format!("{source} is not JSON: {e}")))
 }
 
-async fn list(
-    workflow_type: Option<String>,
-    statuses: Vec<RunStatus>,
-    limit: usize,
-    target: &Target,
-) -> Result<(), Fail> {
+async fn list(filter: RunListFilter, limit: usize, target: &Target) -> Result<(), Fail> {
     let client = target.client()?;
     let page_size = i32::try_from(limit.clamp(1, 1_000)).unwrap_or(1_000);
-    let filter = RunListFilter { workflow_type, statuses, page_size, ..RunListFilter::default() };
+    let filter = RunListFilter { page_size, ..filter };
     let (mut runs, mut token) = (Vec::new(), String::new());
     loop {
         let RunPage { runs: page, next_page_token } = client.list(&filter, &token).await?;
@@ -351,14 +397,29 @@ async fn show(target: &Target, run: &str) -> Result<(), Fail> {
     }
 }
 
-async fn history(target: &Target, run: &str, after: u64, follow: bool) -> Result<(), Fail> {
-    let mut stream = target.handle(run)?.history(after, follow).await?;
+/// Which events.
+struct Events {
+    after: u64,
+    follow: bool,
+    chain: bool,
+}
+
+async fn history(target: &Target, run: &str, events: Events) -> Result<(), Fail> {
+    let Events { mut after, follow, chain } = events;
     let mut all = Vec::new();
-    while let Some(event) = stream.next().await? {
-        match target.output {
-            Format::Text => out::line(&json::event_line(&event))?,
-            Format::Jsonl => out::line(&json::event(&event).to_string())?,
-            Format::Json => all.push(json::event(&event)),
+    let mut handle = Some(target.handle(run)?);
+    while let Some(run) = handle.take() {
+        let mut stream = run.history(after, follow).await?;
+        while let Some(event) = stream.next().await? {
+            match target.output {
+                Format::Text => out::line(&json::event_line(&event))?,
+                Format::Jsonl => out::line(&json::event(&event).to_string())?,
+                Format::Json => all.push(json::event(&event)),
+            }
+            if let Some(next) = event.body.successor().filter(|_| chain) {
+                handle = Some(target.client()?.handle(next));
+                after = 0;
+            }
         }
     }
     if target.output == Format::Json { out::json(&Value::Array(all)) } else { Ok(()) }
@@ -368,7 +429,7 @@ async fn print_result(handle: &RunHandle<Value>, output: Format) -> Result<(), F
     print_value(&handle.result().await?, output)
 }
 
-fn print_value(value: &Value, output: Format) -> Result<(), Fail> {
+pub(super) fn print_value(value: &Value, output: Format) -> Result<(), Fail> {
     match (output, value) {
         (Format::Text, Value::String(text)) => out::line(text),
         (Format::Jsonl, value) => out::line(&value.to_string()),

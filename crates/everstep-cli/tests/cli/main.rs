@@ -4,6 +4,7 @@ mod alerts;
 mod backup;
 mod collector;
 mod crash;
+mod gate;
 mod kills;
 mod load;
 mod migrations;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Guard, IdSet, Outcome, Owner, Run, StepState, repeat};
+use super::{Guard, IdSet, Outcome, Owner, Run, StepState, repeat, succession};
 use crate::{
     BlockKind, Blocked, DetachReason, DoubtPolicy, Event, EventBody, Failure, HistoryError, OpId, Payload,
     RunId, RunStatus, Seq, TimerKey, TimerKind, Timestamp, projection,
@@ -20,7 +20,10 @@ impl Run {
         let EventBody::RunStarted(start) = &event.body else {
             return Err(HistoryError::Misplaced { seq: 1, kind: event.body.kind().to_owned() });
         };
-        let timers = start.run_timeout.map(|t| (TimerKey::RUN_TIMEOUT, event.at.after(t)));
+        // A run that is delayed has not lived until it starts.
+        let began = start.start_at.map_or(event.at, |at| at.max(event.at));
+        let timeout = start.run_timeout.map(|t| (TimerKey::RUN_TIMEOUT, began.after(t)));
+        let delay = start.start_at.map(|at| (TimerKey::START, at));
         Ok(Self {
             id,
             start: (**start).clone(),
@@ -33,26 +36,35 @@ impl Run {
             epoch: 0,
             owner: None,
             build_id: String::new(),
+            pin: None,
             blocked: String::new(),
             cancel_requested: false,
             fruitless: 0,
             last_release: String::new(),
             committed: 0,
-            needs_worker: true,
+            needs_worker: start.start_at.is_none(),
             steps: BTreeMap::new(),
             steps_ended: IdSet::default(),
-            timers: timers.into_iter().collect(),
+            queued: BTreeMap::new(),
+            queued_ended: BTreeMap::new(),
+            timers: timeout.into_iter().chain(delay).collect(),
             timers_ended: IdSet::default(),
             signals: BTreeMap::new(),
             cancel: None,
             termination: None,
+            successor: None,
             last_command: event.command_id,
-            bytes: start.input.data.len() as u64,
+            bytes: event.body.data_bytes() as u64,
             outcome: Outcome::default(),
             doubts: 0,
             resolved: BTreeMap::new(),
             resolutions: BTreeMap::new(),
             versions: BTreeMap::new(),
+            children: super::child::Children::default(),
+            externals: super::external::Externals::default(),
+            updates: super::Updates::default(),
+            notes: None,
+            upserts: IdSet::default(),
         })
     }
 
@@ -78,7 +90,7 @@ impl Run {
             }
         }
         self.last_command = event.command_id;
-        self.bytes += event.body.payload().map_or(0, |p| p.data.len() as u64);
+        self.bytes += event.body.data_bytes() as u64;
         self.change(event);
         Ok(())
     }
@@ -104,7 +116,8 @@ impl Run {
     fn change(&mut self, event: &Event) {
         match &event.body {
             EventBody::RunStarted(_) | EventBody::Ignored { .. } => {}
-            EventBody::WorkerAttached { session, worker } => {
+            EventBody::WorkerAttached { session, worker, .. } => {
+                self.note_pin(&event.body);
                 self.epoch = event.epoch;
                 self.committed = 0;
                 self.fruitless += 1;
@@ -123,15 +136,76 @@ impl Run {
                     DetachReason::Lost => self.needs_worker = true,
                 }
             }
+            EventBody::StepStarted { .. }
+            | EventBody::StepInDoubt { .. }
+            | EventBody::StepResolved(_)
+            | EventBody::StepScheduled(_)
+            | EventBody::StepCancelRequested { .. }
+            | EventBody::StepCompleted { .. }
+            | EventBody::StepFailed { .. } => self.change_step(event),
+            EventBody::TimerStarted { .. }
+            | EventBody::TimerFired { .. }
+            | EventBody::TimerCanceled { .. } => {
+                self.change_timer(&event.body);
+            }
+            EventBody::SignalReceived { name, signal_id, input } => {
+                let said = repeat::of_signal(name, input);
+                let heard = repeat::Heard { said, seq: event.seq, at: event.at };
+                self.signals.insert(signal_id.clone(), heard);
+                self.wake();
+            }
+            EventBody::CancelRequested { reason } => self.note_cancel(event, reason),
+            EventBody::UpdateAccepted { .. } | EventBody::UpdateCompleted { .. } => self.note_update(event),
+            EventBody::VersionMarked { change_id, version } => {
+                self.versions.insert(change_id.clone(), *version);
+            }
+            EventBody::ChildScheduled(scheduled) => self.note_child(event, scheduled),
+            EventBody::ChildStarted { child, .. } => self.note_child_started(*child),
+            EventBody::ChildClosed(closed) => self.note_child_closed(closed.child),
+            EventBody::ExternalRequested(requested) => self.note_external(event.seq, requested.op),
+            EventBody::ExternalResolved { op, .. } => self.note_external_resolved(*op),
+            EventBody::AttributesUpserted { op, notes } => self.note(*op, notes),
+            EventBody::RunBlocked(blocked) => self.block(blocked),
+            EventBody::RunUnblocked { .. } => {
+                self.status = RunStatus::Running;
+                self.blocked.clear();
+                self.fruitless = 0;
+                self.needs_worker = true;
+            }
+            EventBody::RunCompleted { .. }
+            | EventBody::RunFailed { .. }
+            | EventBody::RunCanceled { .. }
+            | EventBody::RunTerminated { .. }
+            | EventBody::RunContinued { .. }
+            | EventBody::RunTimedOut { .. } => self.close(event),
+        }
+    }
+
+    /// What happened to a step, wherever it runs.
+    fn change_step(&mut self, event: &Event) {
+        match &event.body {
             EventBody::StepStarted { step, name, attempt, in_doubt } => {
                 self.start_step(*step, name, *attempt, *in_doubt);
             }
+            EventBody::StepInDoubt { step, .. } if self.note_queued_doubt(*step, event.at) => {}
             EventBody::StepInDoubt { step, attempt, .. } => self.note_doubt(*step, *attempt, event.at),
             EventBody::StepResolved(resolved) => self.note_resolution(event, resolved),
+            EventBody::StepScheduled(scheduled) => self.note_scheduled(event, scheduled),
+            EventBody::StepCancelRequested { step } => self.note_step_cancel(*step),
+            EventBody::StepCompleted { step, attempt, result, .. }
+                if self.complete_queued(*step, *attempt, result) => {}
+            EventBody::StepFailed { failure, retry_at, .. }
+                if self.fail_queued(event, failure, *retry_at) => {}
             EventBody::StepCompleted { step, .. } => self.end_step(*step),
             EventBody::StepFailed { step, attempt, retry_at, .. } => {
                 self.fail_step(*step, *attempt, *retry_at)
             }
+            _ => {}
+        }
+    }
+
+    fn change_timer(&mut self, body: &EventBody) {
+        match body {
             EventBody::TimerStarted { timer, fire_at } => {
                 self.timers.insert(TimerKey::timer(*timer), *fire_at);
             }
@@ -146,36 +220,25 @@ impl Run {
                 self.timers.remove(&TimerKey::timer(*timer));
                 self.timers_ended.insert(*timer);
             }
-            EventBody::SignalReceived { name, signal_id, input } => {
-                self.signals.insert(signal_id.clone(), repeat::of_signal(name, input));
-                self.wake();
-            }
-            EventBody::CancelRequested { reason } => {
-                self.cancel_requested = true;
-                self.cancel = Some((event.command_id, repeat::of_reason(reason)));
-                self.wake();
-            }
-            EventBody::VersionMarked { change_id, version } => {
-                self.versions.insert(change_id.clone(), *version);
-            }
-            EventBody::RunBlocked(blocked) => self.block(blocked),
-            EventBody::RunUnblocked { .. } => {
-                self.status = RunStatus::Running;
-                self.blocked.clear();
-                self.fruitless = 0;
-                self.needs_worker = true;
-            }
-            EventBody::RunCompleted { .. }
-            | EventBody::RunFailed { .. }
-            | EventBody::RunCanceled { .. }
-            | EventBody::RunTerminated { .. }
-            | EventBody::RunTimedOut => self.close(event),
+            _ => {}
         }
+    }
+
+    /// True when it has no worker because the instant of its start has not come.
+    pub(super) fn is_delayed(&self) -> bool {
+        self.start.start_at.is_some() && self.timers.contains_key(&TimerKey::START)
+    }
+
+    fn note_cancel(&mut self, event: &Event, reason: &str) {
+        self.cancel_requested = true;
+        let said = repeat::of_reason(reason);
+        self.cancel = Some(repeat::CancelAsked { id: event.command_id, said, seq: event.seq });
+        self.wake();
     }
 
     /// Something happened that its worker has to see.
     pub(super) fn wake(&mut self) {
-        if self.owner.is_none() && self.status == RunStatus::Running {
+        if self.owner.is_none() && self.status == RunStatus::Running && !self.is_delayed() {
             self.needs_worker = true;
         }
     }
@@ -221,19 +284,19 @@ impl Run {
                 self.termination = Some(repeat::of_reason(reason));
                 (RunStatus::Terminated, Payload::default(), Some(Failure::new("Terminated", reason.clone())))
             }
-            _ => {
-                let failure = Failure::new("RunTimeout", "the run outlived its run timeout");
-                (RunStatus::TimedOut, Payload::default(), Some(failure))
-            }
+            EventBody::RunContinued { .. } => (RunStatus::Continued, Payload::default(), None),
+            _ => (RunStatus::TimedOut, Payload::default(), Some(succession::timed_out())),
         };
         self.status = status;
         self.outcome = Outcome { result, failure };
+        self.successor = event.body.successor();
         self.closed_at = Some(event.at);
         self.blocked.clear();
         self.owner = None;
         self.needs_worker = false;
         self.timers.clear();
         self.steps.clear();
+        self.queued.clear();
         self.doubts = 0;
     }
 }

@@ -2,13 +2,16 @@
 
 use everstep_fault::{Bug, planted};
 
-use super::Run;
+use super::annotate::{self, Annotated};
 use super::decide::{Draft, check_payload, cut};
 use super::doubt::doubt_running;
+use super::ops::check_free;
+use super::update;
 use super::version::{self, Marked};
+use super::{Run, child, external, queued, succession};
 use crate::{
     Blocked, CommitCommand, DetachReason, Duration, EventBody, Failure, OpId, Payload, Rejection,
-    RetryDecision, RetryPolicy, TimerKey, Timestamp, WorkerCommit, limits, validate_name,
+    RetryDecision, RetryPolicy, Seq, TimerKey, Timestamp, WorkerCommit, limits, validate_name,
 };
 
 /// What the commands before one in the same commit changed about one step or timer.
@@ -16,7 +19,12 @@ use crate::{
 struct Overlay {
     ended: Vec<OpId>,
     timers_started: Vec<OpId>,
+    /// Operations that are carried out elsewhere.
+    scheduled: Vec<OpId>,
     marked: Marked,
+    annotated: Annotated,
+    /// Updates that ended, by the events that accepted them.
+    updates: Vec<Seq>,
     /// Attempts of guarded steps.
     begun: Vec<(OpId, String, u32)>,
     detached: bool,
@@ -53,6 +61,9 @@ pub(super) fn decide(draft: &mut Draft<'_>, commit: &WorkerCommit) -> Result<(),
         }
         one(draft, commit, index, command, &mut overlay)?;
     }
+    annotate::finish(draft, overlay.annotated);
+    queued::stop_if_too_many(draft);
+    child::stop_if_too_many(draft);
     stop_if_too_large(draft);
     Ok(())
 }
@@ -119,12 +130,22 @@ fn one(
         CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy } => {
             check_step(draft.run, overlay, *step, name, *attempt)?;
             overlay.ended.push(*step);
-            fail_step(draft, (*step, name, *attempt, *elapsed), failure, policy)?;
+            fail_step(draft, (*step, name, *attempt, *elapsed), failure, policy.as_ref())?;
         }
+        CommitCommand::ScheduleStep(wanted) => queued::schedule(draft, &mut overlay.scheduled, wanted)?,
+        CommitCommand::CancelStep { step } => queued::cancel(draft, &overlay.scheduled, *step)?,
         CommitCommand::StartTimer { timer, delay } => start_timer(draft, overlay, *timer, *delay)?,
         CommitCommand::CancelTimer { timer } => cancel_timer(draft, overlay, *timer)?,
+        CommitCommand::StartChild(wanted) => child::start(draft, &mut overlay.scheduled, wanted)?,
+        CommitCommand::RequestExternal(wanted) => external::request(draft, &mut overlay.scheduled, wanted)?,
+        CommitCommand::CompleteUpdate { accepted, outcome } => {
+            update::complete(draft, &mut overlay.updates, *accepted, outcome)?;
+        }
         CommitCommand::MarkVersion { change_id, version } => {
             version::mark(draft, &mut overlay.marked, change_id, *version)?;
+        }
+        CommitCommand::Upsert { op, notes } => {
+            annotate::upsert(draft, &mut overlay.annotated, &mut overlay.scheduled, *op, notes)?;
         }
         end => end_turn(draft, commit, end, overlay)?,
     }
@@ -144,8 +165,10 @@ fn end_turn(
             draft.push(EventBody::RunCompleted { result: result.clone(), unconsumed: unconsumed.clone() });
         }
         CommitCommand::FailRun { failure, unconsumed } => {
-            let failure = check_failure(failure)?;
-            draft.push(EventBody::RunFailed { failure, unconsumed: unconsumed.clone() });
+            succession::fail(draft, check_failure(failure)?, unconsumed);
+        }
+        CommitCommand::ContinueAsNew(next) => {
+            succession::continue_as_new(draft, commit, next)?;
         }
         CommitCommand::CancelRun { details } => {
             draft.push(EventBody::RunCanceled { details: cut(details) });
@@ -178,9 +201,15 @@ fn end_turn(
         CommitCommand::StartStep { .. }
         | CommitCommand::CompleteStep { .. }
         | CommitCommand::FailStep { .. }
+        | CommitCommand::ScheduleStep(_)
+        | CommitCommand::CancelStep { .. }
         | CommitCommand::StartTimer { .. }
         | CommitCommand::CancelTimer { .. }
-        | CommitCommand::MarkVersion { .. } => return Ok(()),
+        | CommitCommand::StartChild(_)
+        | CommitCommand::RequestExternal(_)
+        | CommitCommand::CompleteUpdate { .. }
+        | CommitCommand::MarkVersion { .. }
+        | CommitCommand::Upsert { .. } => return Ok(()),
     }
     overlay.detached = true;
     Ok(())
@@ -192,10 +221,20 @@ fn check_step(run: &Run, overlay: &Overlay, step: OpId, name: &str, attempt: u32
     if step.0 == 0 || attempt == 0 {
         return invalid("step ids and attempts count from 1".to_owned());
     }
+    if run.is_queued(step) || overlay.scheduled.contains(&step) {
+        return invalid(format!("{step} is a queued step: its worker says how it went"));
+    }
+    if run.children.contains(step) || run.externals.contains(step) {
+        return invalid(format!("{step} is about another run, not a step"));
+    }
+    if run.upserts.contains(step) {
+        return invalid(format!("{step} is an upsert, not a step"));
+    }
     if run.steps_ended.contains(step) || overlay.ended.contains(&step) {
         return invalid(format!("step {step} '{name}' has ended already"));
     }
-    if run.timer(TimerKey::timer(step)).is_some() || run.timers_ended.contains(step) {
+    let started = overlay.timers_started.contains(&step);
+    if started || run.timer(TimerKey::timer(step)).is_some() || run.timers_ended.contains(step) {
         return invalid(format!("{step} is a timer, not a step"));
     }
     match run.step(step) {
@@ -246,8 +285,9 @@ fn fail_step(
     draft: &mut Draft<'_>,
     (step, name, attempt, elapsed): (OpId, &str, u32, Duration),
     failure: &Failure,
-    policy: &RetryPolicy,
+    policy: Option<&RetryPolicy>,
 ) -> Result<(), Rejection> {
+    let policy = policy.or(draft.run.start.step_retry.as_ref()).cloned().unwrap_or_default();
     policy.validate()?;
     let failure = check_failure(failure)?;
     let failures = draft.run.step(step).map_or(0, |s| s.failures) + 1;
@@ -274,9 +314,7 @@ fn start_timer(
     if timer.0 == 0 || known || overlay.timers_started.contains(&timer) {
         return invalid(format!("timer {timer} was started already"));
     }
-    if run.step(timer).is_some() || run.steps_ended.contains(timer) {
-        return invalid(format!("{timer} is a step, not a timer"));
-    }
+    check_free(draft, &overlay.scheduled, timer)?;
     overlay.timers_started.push(timer);
     draft.push(EventBody::TimerStarted { timer, fire_at: draft.at.after(delay) });
     Ok(())
@@ -311,10 +349,10 @@ pub(super) fn check_failure(failure: &Failure) -> Result<Failure, Rejection> {
 }
 
 /// A history at its limit ends the run in a way that says so, in place of what would have gone beyond.
-fn stop_if_too_large(draft: &mut Draft<'_>) {
+pub(super) fn stop_if_too_large(draft: &mut Draft<'_>) {
     let run = draft.run;
     let events = run.seq + draft.events.len() as u64;
-    let added: u64 = draft.events.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len() as u64).sum();
+    let added: u64 = draft.events.iter().map(|e| e.body.data_bytes() as u64).sum();
     let bytes = run.bytes + added;
     let within = events <= limits::HISTORY_EVENTS_MAX && bytes <= limits::HISTORY_BYTES_MAX;
     if within || draft.events.last().is_some_and(|e| e.body.is_terminal()) {
@@ -329,7 +367,7 @@ fn stop_if_too_large(draft: &mut Draft<'_>) {
     );
     let failure =
         Failure { details: Payload::default(), ..Failure::new("HistoryTooLarge", message).non_retryable() };
-    draft.push(EventBody::RunFailed { failure, unconsumed: Vec::new() });
+    draft.push(EventBody::RunFailed { failure, unconsumed: Vec::new(), retried_by: None });
 }
 
 fn invalid<T>(problem: String) -> Result<T, Rejection> {

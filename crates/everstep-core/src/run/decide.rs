@@ -2,7 +2,7 @@
 
 use everstep_fault::{Bug, planted};
 
-use super::{Owner, Run, commit, doubt};
+use super::{Owner, Run, Successor, child, commit, doubt, external, pin, queued, succession, update};
 use crate::{
     Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommandId, Detach, DetachReason, Epoch, Event,
     EventBody, Payload, Rejection, RunStatus, TimerKey, TimerKind, Timestamp, limits, validate_name,
@@ -14,6 +14,8 @@ use crate::{
 pub struct Decision {
     /// Facts to append, seqs following the run's last one. Empty when the request had happened already.
     pub events: Vec<Event>,
+    /// The run to start in the same append.
+    pub follows: Option<Box<Successor>>,
 }
 
 /// Builds the events of one decision.
@@ -24,9 +26,10 @@ pub(super) struct Draft<'a> {
     /// What the events carry: it never falls along a history, whichever node decides.
     pub(super) at: Timestamp,
     command_id: CommandId,
-    actor: &'a Actor,
+    pub(super) actor: &'a Actor,
     pub(super) epoch: Epoch,
     pub(super) events: Vec<Event>,
+    pub(super) follows: Option<Box<Successor>>,
 }
 
 impl<'a> Draft<'a> {
@@ -61,6 +64,7 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, 
         actor: &command.actor,
         epoch: run.epoch,
         events: Vec::new(),
+        follows: None,
     };
     let late = planted(Bug::AcceptAfterTerminal) && matches!(command.body, CommandBody::Commit(_));
     if run.status.is_closed() && !late {
@@ -68,29 +72,53 @@ pub fn decide(run: &Run, command: &Command, now: Timestamp) -> Result<Decision, 
     }
     match &command.body {
         CommandBody::Signal { name, signal_id, input } => signal(&mut draft, name, signal_id, input)?,
+        CommandBody::AcceptUpdate { update_id, name, input, seen } => {
+            update::accept(&mut draft, (update_id, name), input, *seen)?;
+        }
         CommandBody::Cancel { reason } => {
             // A second request to stop says nothing new.
             if !run.was_canceled_by(command.id, reason)? && !run.cancel_requested {
                 draft.push(EventBody::CancelRequested { reason: cut(reason) });
+                // No code of it has run, so there is nothing that it could do in its own time.
+                if run.is_delayed() {
+                    draft.push(EventBody::RunCanceled { details: cut(reason) });
+                }
             }
         }
         CommandBody::Terminate { reason } => draft.push(EventBody::RunTerminated { reason: cut(reason) }),
         CommandBody::ResolveStep { step, attempt, resolution, note } => {
             doubt::resolve(&mut draft, command.id, (*step, *attempt), resolution, note)?;
         }
+        CommandBody::FinishStep { step, attempt, elapsed, end } => {
+            queued::finish(&mut draft, (*step, *attempt), *elapsed, end)?;
+        }
+        CommandBody::ExpireStep { step, attempt, timeout } => {
+            queued::expire(&mut draft, (*step, *attempt), *timeout)?;
+        }
+        CommandBody::LoseStep { step, attempt } => queued::lose(&mut draft, (*step, *attempt)),
+        CommandBody::ChildStarted { child, scheduled } => child::started(&mut draft, *child, *scheduled),
+        CommandBody::ChildClosed(closed) => child::closed(&mut draft, closed)?,
+        CommandBody::ResolveExternal { op, requested, failure } => {
+            external::resolve(&mut draft, *op, *requested, failure.as_ref())?;
+        }
         CommandBody::FireTimer { timer } => fire_timer(&mut draft, *timer)?,
         CommandBody::Attach(attach) => attach_worker(&mut draft, attach)?,
         CommandBody::Detach(detach) => lose_worker(&mut draft, detach),
         CommandBody::Commit(worker_commit) => commit::decide(&mut draft, worker_commit)?,
     }
-    Ok(Decision { events: draft.events })
+    Ok(Decision { events: draft.events, follows: draft.follows })
 }
 
 /// Terminal states absorb: a repeat of what ended the run is fine, all else is refused.
 fn closed(run: &Run, command: &Command) -> Result<(), Rejection> {
-    let refused = Err(Rejection::RunClosed { status: run.status });
+    let refused = Err(Rejection::RunClosed { status: run.status, successor: run.successor });
     match &command.body {
         CommandBody::Signal { name, signal_id, input } if run.has_signal(signal_id, name, input)? => Ok(()),
+        CommandBody::AcceptUpdate { update_id, name, input, .. }
+            if run.has_update(update_id, name, input)? =>
+        {
+            Ok(())
+        }
         CommandBody::Cancel { reason } if run.was_canceled_by(command.id, reason)? => Ok(()),
         CommandBody::Terminate { reason } if run.was_terminated_by(command.id, reason)? => Ok(()),
         CommandBody::ResolveStep { step, attempt, resolution, note }
@@ -100,6 +128,14 @@ fn closed(run: &Run, command: &Command) -> Result<(), Rejection> {
         }
         // The owner sends its last commit again because the answer was lost.
         CommandBody::Commit(c) if c.epoch == run.epoch && c.number <= run.committed => Ok(()),
+        CommandBody::FinishStep { step, attempt, end, .. } if run.was_finished(*step, *attempt, end) => {
+            Ok(())
+        }
+        CommandBody::ExpireStep { .. } | CommandBody::LoseStep { .. } => Ok(()),
+        // It does not wait for any of these now.
+        CommandBody::ChildStarted { .. }
+        | CommandBody::ChildClosed(_)
+        | CommandBody::ResolveExternal { .. } => Ok(()),
         CommandBody::FireTimer { .. } | CommandBody::Detach(_) => Ok(()),
         _ => refused,
     }
@@ -117,14 +153,7 @@ fn signal(draft: &mut Draft<'_>, name: &str, signal_id: &str, input: &Payload) -
     if run.signals.len() >= limits::SIGNALS_MAX {
         return limit("signals of the run", run.signals.len() as u64 + 1, limits::SIGNALS_MAX as u64);
     }
-    // The workflow keeps a reserve of history to end itself with.
-    if run.seq + 1 > limits::HISTORY_EVENTS_WARN {
-        return limit("history events", run.seq + 1, limits::HISTORY_EVENTS_WARN);
-    }
-    let bytes = run.bytes + input.data.len() as u64;
-    if bytes > limits::HISTORY_BYTES_WARN {
-        return limit("history bytes", bytes, limits::HISTORY_BYTES_WARN);
-    }
+    run.check_reserve(input)?;
     draft.push(EventBody::SignalReceived {
         name: name.to_owned(),
         signal_id: signal_id.to_owned(),
@@ -133,14 +162,29 @@ fn signal(draft: &mut Draft<'_>, name: &str, signal_id: &str, input: &Payload) -
     Ok(())
 }
 
+impl Run {
+    /// The workflow keeps a reserve of history to end itself with: others may not send it this payload any more.
+    pub(super) fn check_reserve(&self, payload: &Payload) -> Result<(), Rejection> {
+        let limit = |what, actual, limit| Err(Rejection::LimitExceeded { what, actual, limit });
+        if self.seq + 1 > limits::HISTORY_EVENTS_WARN {
+            return limit("history events", self.seq + 1, limits::HISTORY_EVENTS_WARN);
+        }
+        let bytes = self.bytes + payload.data.len() as u64;
+        if bytes > limits::HISTORY_BYTES_WARN {
+            return limit("history bytes", bytes, limits::HISTORY_BYTES_WARN);
+        }
+        Ok(())
+    }
+}
+
 fn fire_timer(draft: &mut Draft<'_>, timer: TimerKey) -> Result<(), Rejection> {
     let Some(due) = draft.run.timer(timer) else { return Ok(()) };
     if due > draft.now {
         return Err(Rejection::NotDue);
     }
     match timer.kind {
-        TimerKind::RunTimeout => draft.push(EventBody::RunTimedOut),
-        TimerKind::Timer => draft.push(EventBody::TimerFired { timer }),
+        TimerKind::RunTimeout => succession::time_out(draft),
+        TimerKind::Timer | TimerKind::Start => draft.push(EventBody::TimerFired { timer }),
         // An owner starts the next attempt by itself; only a run without one has to be woken. A blocked
         // run cannot do anything about it yet, and gets its attempt when it is unblocked.
         TimerKind::Retry if draft.run.owner.is_none() && draft.run.status == RunStatus::Running => {
@@ -158,6 +202,7 @@ fn attach_worker(draft: &mut Draft<'_>, attach: &Attach) -> Result<(), Rejection
         Some(_) => return Err(Rejection::AlreadyAttached { epoch: run.epoch }),
         None => {}
     }
+    pin::check(run, attach)?;
     if run.status == RunStatus::Blocked {
         // Only other code than that which met the obstacle is worth a try.
         if run.build_id == attach.worker.build_id {
@@ -183,7 +228,8 @@ fn attach_worker(draft: &mut Draft<'_>, attach: &Attach) -> Result<(), Rejection
         })));
         return Ok(());
     }
-    draft.push(EventBody::WorkerAttached { session: attach.session, worker: attach.worker.clone() });
+    let Attach { session, worker, pinned, compatible: _ } = attach.clone();
+    draft.push(EventBody::WorkerAttached { session, worker, pinned });
     Ok(())
 }
 

@@ -38,12 +38,15 @@ impl StepState {
 impl Run {
     /// The attempt of a step that is in doubt, if one is.
     pub fn doubt(&self, step: OpId) -> Option<Doubt> {
-        doubt_of(step, self.steps.get(&step)?)
+        self.queued_doubt(step).or_else(|| doubt_of(step, self.steps.get(&step)?))
     }
 
     /// All attempts in doubt.
     pub fn doubts(&self) -> Vec<Doubt> {
-        self.steps.iter().filter_map(|(step, state)| doubt_of(*step, state)).collect()
+        let inline = self.steps.iter().filter_map(|(step, state)| doubt_of(*step, state));
+        let mut doubts: Vec<Doubt> = inline.chain(self.queued_doubts()).collect();
+        doubts.sort_unstable();
+        doubts
     }
 
     /// True when any attempt is in doubt.
@@ -100,6 +103,9 @@ impl Run {
         self.resolved.insert(*step, event.seq);
         self.resolutions.insert(event.command_id, (*attempt, digest(*step, resolution, note)));
         match resolution {
+            Resolution::Completed(result) if self.complete_queued(*step, *attempt, result) => {}
+            Resolution::Failed(failure) if self.fail_resolved(*step, *attempt, failure) => {}
+            Resolution::Retry if self.retry_queued(*step, event.at) => return,
             Resolution::Completed(_) | Resolution::Failed(_) => self.end_step(*step),
             Resolution::Retry => {
                 let state = self.steps.get(step).cloned();

@@ -1,25 +1,38 @@
 //! The state of one run: a fold over its history.
 
+mod annotate;
 mod apply;
+mod child;
 mod commit;
 mod decide;
 mod doubt;
+mod external;
 mod id_set;
+mod ops;
+mod outbound;
+mod pin;
+mod queued;
 mod repeat;
+mod succession;
 #[cfg(test)]
 mod tests;
+mod update;
 mod version;
 
 use std::collections::BTreeMap;
 
+pub use child::ChildState;
 pub use decide::{Decision, decide};
 pub(crate) use decide::{check_payload, cut};
 pub use doubt::Guard;
 use id_set::IdSet;
+pub use outbound::{ChildStart, Outbound, ToRun};
+pub use succession::{HeardSignal, Successor};
+use update::Updates;
 
 use crate::{
-    CommandId, Digest, Epoch, Event, Failure, OpId, Payload, Projection, QueueKey, RunId, RunRow, RunStarted,
-    RunStatus, Seq, SessionId, Timer, TimerKey, Timestamp, WorkerInfo, limits,
+    CommandId, Digest, Epoch, Event, Failure, Notes, OpId, Payload, Projection, QueueKey, RunId, RunRow,
+    RunStarted, RunStatus, Seq, SessionId, Timer, TimerKey, Timestamp, WorkerInfo, limits,
 };
 
 /// The worker that owns a run.
@@ -59,6 +72,8 @@ pub struct Run {
     epoch: Epoch,
     owner: Option<Owner>,
     build_id: String,
+    /// The build that it belongs to.
+    pin: Option<String>,
     blocked: String,
     cancel_requested: bool,
     /// Attaches since an owner last recorded something.
@@ -69,14 +84,20 @@ pub struct Run {
     needs_worker: bool,
     steps: BTreeMap<OpId, StepState>,
     steps_ended: IdSet,
+    /// Queued steps that have not ended.
+    queued: BTreeMap<OpId, Box<queued::QueuedState>>,
+    /// Queued steps that have ended, and how.
+    queued_ended: BTreeMap<OpId, queued::Ended>,
     timers: BTreeMap<TimerKey, Timestamp>,
     timers_ended: IdSet,
     /// Signals by id, with what each said.
-    signals: BTreeMap<String, Digest>,
+    signals: BTreeMap<String, repeat::Heard>,
     /// The request that asked it to stop, and what it said.
-    cancel: Option<(CommandId, Digest)>,
+    cancel: Option<repeat::CancelAsked>,
     /// What the termination said that ended it.
     termination: Option<Digest>,
+    /// The run that follows it.
+    successor: Option<RunId>,
     last_command: CommandId,
     bytes: u64,
     outcome: Outcome,
@@ -88,6 +109,12 @@ pub struct Run {
     resolutions: BTreeMap<CommandId, (u32, Digest)>,
     /// Versions that the workflow chose, by change.
     versions: BTreeMap<String, u32>,
+    children: child::Children,
+    externals: external::Externals,
+    updates: Updates,
+    /// What it says about itself; `None` for what it began with.
+    notes: Option<Box<Notes>>,
+    upserts: IdSet,
 }
 
 /// How a run ended, kept so that whoever waits need not read the log again.
@@ -208,8 +235,11 @@ impl Run {
         Projection {
             row: self.row(),
             timers: self.timers.iter().map(|(&key, &fire_at)| Timer { key, fire_at }).collect(),
-            task: self.needs_worker.then(|| self.queue()),
+            task: self.needs_worker.then(|| self.task()),
             doubts: self.doubts(),
+            steps: self.step_tasks(),
+            link: self.link(),
+            attributes: self.search_attributes(),
         }
     }
 

@@ -1,17 +1,26 @@
 //! Properties of decide and apply over random commands, and tables for single rules.
 
+mod annotate;
+mod child;
 mod doubt;
+mod pin;
+mod queued;
 mod repeat;
+mod succession;
+mod update;
 mod versions;
+
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
 use crate::{
-    Actor, Attach, BlockKind, Blocked, Command, CommandBody, CommitCommand, ConflictPolicy, CurrentRun,
-    Detach, DetachReason, Doubt, DoubtPolicy, Duration, EventBody, KnownRequest, Rejection, Resolution,
-    RetryDecision, RetryPolicy, ReusePolicy, StartDecision, StartRun, TraceContext, WorkerCommit, Write,
+    Actor, Attach, Attribute, BlockKind, Blocked, Command, CommandBody, CommitCommand, ConflictPolicy,
+    Continuation, CurrentRun, Detach, DetachReason, Doubt, DoubtPolicy, Duration, EventBody, KnownRequest,
+    Outbound, ParentClose, Rejection, Resolution, RetryDecision, RetryPolicy, ReusePolicy, RunLink,
+    StartDecision, StartRun, StepTask, TaskRow, ToRun, TraceContext, UpdateOutcome, WorkerCommit, Write,
     WriteBasis, decide_start, start_body_hash,
 };
 
@@ -36,6 +45,7 @@ fn request() -> StartRun {
         conflict: ConflictPolicy::Fail,
         trace: TraceContext::default(),
         identity: "tester".into(),
+        ..StartRun::default()
     }
 }
 
@@ -43,8 +53,8 @@ fn at(secs: i64) -> Timestamp {
     Timestamp::from_micros(1_700_000_000_000_000 + secs * 1_000_000)
 }
 
-fn started() -> (Run, Vec<Event>) {
-    match decide_start(&request(), (run_id(), 7), None, None, at(0)) {
+fn started(request: &StartRun) -> (Run, Vec<Event>) {
+    match decide_start(request, (run_id(), 7), None, None, at(0)) {
         Ok(StartDecision::Start { event, .. }) => (Run::begin(run_id(), &event).unwrap(), vec![*event]),
         other => panic!("{other:?}"),
     }
@@ -55,7 +65,7 @@ fn worker(build: &str) -> WorkerInfo {
 }
 
 fn attach(session: u128, build: &str) -> CommandBody {
-    CommandBody::Attach(Attach { session: SessionId::from_uuid(id(session)), worker: worker(build) })
+    CommandBody::Attach(Attach::by(SessionId::from_uuid(id(session)), worker(build)))
 }
 
 /// A run with its history and a model of the projection tables that only sees writes.
@@ -64,14 +74,31 @@ struct World {
     history: Vec<Event>,
     row: RunRow,
     timers: BTreeMap<TimerKey, Timestamp>,
-    task: Option<QueueKey>,
+    task: Option<TaskRow>,
     doubts: BTreeMap<OpId, Doubt>,
+    steps: BTreeMap<OpId, StepTask>,
+    attributes: BTreeMap<String, Attribute>,
+    link: Option<RunLink>,
+    /// Events that others have to hear of and have not, and what they had to hear when each was recorded.
+    outbox: BTreeSet<Seq>,
+    told: BTreeMap<Seq, Vec<Outbound>>,
     commands: u128,
+    /// The run that follows.
+    next: Option<Box<Successor>>,
 }
 
 impl World {
     fn new() -> Self {
-        let (run, history) = started();
+        Self::of(&request())
+    }
+
+    fn of(request: &StartRun) -> Self {
+        let (run, history) = started(request);
+        Self::with(run, history)
+    }
+
+    /// A run of which all this is recorded.
+    fn with(run: Run, history: Vec<Event>) -> Self {
         let mut world = Self {
             row: run.row(),
             run,
@@ -79,7 +106,13 @@ impl World {
             timers: BTreeMap::new(),
             task: None,
             doubts: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            attributes: BTreeMap::new(),
+            link: None,
+            outbox: BTreeSet::new(),
+            told: BTreeMap::new(),
             commands: 1_000,
+            next: None,
         };
         let events = world.history.clone();
         let writes = WriteBasis::NEW.writes(&world.run, &events);
@@ -98,7 +131,7 @@ impl World {
                     self.timers.remove(&key);
                 }
                 Write::TimersCleared => self.timers.clear(),
-                Write::TaskSet(queue) => self.task = Some(queue),
+                Write::TaskSet(task) => self.task = Some(task),
                 Write::TaskDeleted => self.task = None,
                 Write::DoubtSet(doubt) => {
                     self.doubts.insert(doubt.step, *doubt);
@@ -107,6 +140,17 @@ impl World {
                     self.doubts.remove(&step);
                 }
                 Write::DoubtsCleared => self.doubts.clear(),
+                Write::StepTaskSet(task) => {
+                    self.steps.insert(task.step, *task);
+                }
+                Write::StepTaskDeleted(step) => {
+                    self.steps.remove(&step);
+                }
+                Write::StepTasksCleared => self.steps.clear(),
+                Write::AttributesSet(rows) => self.attributes = rows.attributes,
+                Write::LinkSet(link) => self.link = Some(*link),
+                Write::OutboxSet { seq } => drop(self.outbox.insert(seq)),
+                Write::OutboxDeleted { seq } => drop(self.outbox.remove(&seq)),
                 Write::WakeSet { .. } | Write::WakesDeleted { .. } => panic!("the core writes no wakes"),
             }
         }
@@ -115,10 +159,14 @@ impl World {
     fn command(&mut self, body: CommandBody) -> Command {
         self.commands += 1;
         let id = match &body {
-            CommandBody::Commit(c) => CommandId::of_worker(run_id(), c.epoch, c.number),
+            CommandBody::Commit(c) => CommandId::of_worker(self.run.id(), c.epoch, c.number),
             _ => CommandId::from_uuid(id(self.commands)),
         };
-        Command { id, actor: Actor::System, body }
+        let actor = match &body {
+            CommandBody::FinishStep { .. } => Actor::Worker("w".into()),
+            _ => Actor::System,
+        };
+        Command { id, actor, body }
     }
 
     fn send(&mut self, body: CommandBody, now: Timestamp) -> Result<Vec<Event>, Rejection> {
@@ -128,11 +176,14 @@ impl World {
 
     fn send_command(&mut self, command: &Command, now: Timestamp) -> Result<Vec<Event>, Rejection> {
         let basis = WriteBasis::of(&self.run);
-        let events = decide(&self.run, command, now)?.events;
+        let Decision { events, follows } = decide(&self.run, command, now)?;
+        self.next = self.next.take().or(follows);
         for event in &events {
             self.run.apply(event).unwrap();
         }
         let writes = basis.writes(&self.run, &events);
+        let told = events.iter().map(|e| (e.seq, self.run.outbound(e)));
+        self.told.extend(told.filter(|(_, told)| !told.is_empty()));
         self.history.extend(events.iter().cloned());
         self.write(writes);
         Ok(events)
@@ -150,7 +201,7 @@ impl World {
     }
 
     fn check(&self) {
-        let folded = Run::fold(run_id(), &self.history).unwrap().unwrap();
+        let folded = Run::fold(self.run.id(), &self.history).unwrap().unwrap();
         assert_eq!(folded, self.run, "fold(history) = live state");
         let p = self.run.projection();
         assert_eq!(p.row, self.row, "row = fold");
@@ -162,6 +213,16 @@ impl World {
         assert_eq!(p.task, self.task, "task = fold");
         assert_eq!(p.doubts, self.doubts.values().cloned().collect::<Vec<_>>(), "doubts = fold");
         assert_eq!(self.run.has_doubts(), !p.doubts.is_empty());
+        assert_eq!(p.steps, self.steps.values().cloned().collect::<Vec<_>>(), "queued steps = fold");
+        assert_eq!(p.attributes, self.attributes, "attributes = fold");
+        assert_eq!(p.link, self.link, "links = fold");
+        assert_eq!(self.run.successor(), self.next.as_ref().map(|next| next.run_id), "who follows");
+        if let Some(next) = &self.next {
+            let events = next.events(&self.history).expect("what it carries is in the history");
+            let new = Run::fold(next.run_id, &events).unwrap().unwrap();
+            assert!(!new.status().is_closed() && new.start().workflow_id == self.run.start().workflow_id);
+        }
+        self.check_outbox();
         for (i, event) in self.history.iter().enumerate() {
             assert_eq!(event.seq, i as u64 + 1, "no gap");
         }
@@ -171,6 +232,31 @@ impl World {
             "terminal is last"
         );
         assert!(self.history.windows(2).all(|w| w[0].epoch <= w[1].epoch), "epochs never fall");
+    }
+}
+
+impl World {
+    /// What others have to hear of an event stays what it was, until they have heard it.
+    fn check_outbox(&self) {
+        for event in &self.history {
+            let now = self.run.outbound(event);
+            assert_eq!(self.run.has_outbound(event), !now.is_empty(), "{event:?}");
+            let then = self.told.get(&event.seq);
+            let early = |told: &[Outbound]| {
+                told.iter()
+                    .cloned()
+                    .map(|o| match o {
+                        Outbound::ToRun(to) => Outbound::ToRun(Box::new(ToRun { early: false, ..*to })),
+                        start => start,
+                    })
+                    .collect::<Vec<_>>()
+            };
+            match then {
+                Some(then) if !now.is_empty() => assert_eq!(early(then), early(&now)),
+                Some(_) => {}
+                None => assert!(now.is_empty(), "{event:?}"),
+            }
+        }
     }
 }
 
@@ -185,6 +271,7 @@ fn complete(step: u32, attempt: u32) -> CommitCommand {
 }
 
 fn fail(step: u32, attempt: u32, policy: RetryPolicy) -> CommitCommand {
+    let policy = Some(policy);
     CommitCommand::FailStep {
         step: OpId(step),
         name: "s".into(),
@@ -205,6 +292,20 @@ fn guard_step(step: u32, attempt: u32, policy: DoubtPolicy) -> CommitCommand {
 
 fn resolve(step: u32, attempt: u32, resolution: Resolution) -> CommandBody {
     CommandBody::ResolveStep { step: OpId(step), attempt, resolution, note: "looked".into() }
+}
+
+fn accept_update(id: &str, seen: Seq) -> CommandBody {
+    let (update_id, name) = (id.to_owned(), "add".to_owned());
+    CommandBody::AcceptUpdate { update_id, name, input: Payload::json("1"), seen }
+}
+
+fn complete_update(accepted: Seq, well: bool) -> CommitCommand {
+    let outcome = if well {
+        UpdateOutcome::Completed(Payload::json("2"))
+    } else {
+        UpdateOutcome::Failed(Failure::new("Oops", "no"))
+    };
+    CommitCommand::CompleteUpdate { accepted, outcome }
 }
 
 fn blocked(build: &str) -> CommitCommand {
@@ -237,10 +338,23 @@ fn any_commit() -> impl Strategy<Value = CommitCommand> {
             change_id: format!("c{change}"),
             version,
         }),
+        2 => (1..12u64, any::<bool>()).prop_map(|(accepted, well)| complete_update(accepted, well)),
+        3 => (1..8u32, 0..3usize, any::<bool>()).prop_map(|(op, policy, report)| {
+            child::start_child(op, ParentClose::ALL[policy], report)
+        }),
+        2 => (1..8u32, any::<bool>()).prop_map(|(op, signal)| child::request_external(op, signal)),
+        6 => (1..6u32, queued::any_options()).prop_map(|(op, options)| queued::schedule(op, options)),
+        2 => (1..6u32).prop_map(queued::cancel),
+        3 => annotate::any_upsert(),
         2 => Just(CommitCommand::Park),
         1 => Just(CommitCommand::Release { reason: String::new() }),
         1 => Just(blocked("b1")),
         1 => Just(CommitCommand::CompleteRun { result: Payload::json("2"), unconsumed: vec![] }),
+        1 => Just(CommitCommand::FailRun { failure: Failure::new("Oops", "no"), unconsumed: vec![] }),
+        1 => proptest::collection::btree_set(2..9u64, 0..2).prop_map(|unconsumed| {
+            let unconsumed = unconsumed.into_iter().collect();
+            CommitCommand::ContinueAsNew(Box::new(Continuation { unconsumed, ..Continuation::default() }))
+        }),
         1 => Just(CommitCommand::CancelRun { details: String::new() }),
     ]
 }
@@ -254,13 +368,19 @@ enum Action {
 }
 
 fn any_action() -> impl Strategy<Value = Action> {
-    let timer = (0..3u8, 0..6u32).prop_map(|(kind, id)| match kind {
+    let timer = (0..4u8, 0..6u32).prop_map(|(kind, id)| match kind {
         0 => TimerKey::timer(OpId(id)),
         1 => TimerKey::retry(OpId(id)),
+        2 => TimerKey::START,
         _ => TimerKey::RUN_TIMEOUT,
     });
     prop_oneof![
         4 => (1..4u128, 1..3u8).prop_map(|(s, b)| Action::Body(attach(s, &format!("b{b}")))),
+        2 => (1..4u128, 1..3u8, any::<bool>(), any::<bool>()).prop_map(|(s, b, pinned, all)| {
+            let claim = Attach::by(SessionId::from_uuid(id(s)), worker(&format!("b{b}")));
+            let compatible = if all { vec!["b1".to_owned(), "b2".to_owned()] } else { Vec::new() };
+            Action::Body(CommandBody::Attach(Attach { pinned, compatible, ..claim }))
+        }),
         8 => (proptest::bool::weighted(0.1), proptest::collection::vec(any_commit(), 1..4),
               proptest::option::of(-1..2i64))
             .prop_map(|(stale, commands, ahead)| Action::Commit { stale, commands, ahead }),
@@ -269,6 +389,7 @@ fn any_action() -> impl Strategy<Value = Action> {
             signal_id: format!("s{n}"),
             input: Payload::json("{}"),
         })),
+        3 => (0..4u8, 1..12u64).prop_map(|(n, seen)| Action::Body(accept_update(&format!("u{n}"), seen))),
         3 => timer.prop_map(|timer| Action::Body(CommandBody::FireTimer { timer })),
         2 => (1..6u32, 0..3u32, 0..3u8).prop_map(|(step, attempt, kind)| Action::Body(resolve(
             step,
@@ -279,6 +400,21 @@ fn any_action() -> impl Strategy<Value = Action> {
                 _ => Resolution::Retry,
             },
         ))),
+        3 => (1..8u32, 2..16u64, 0..3u8).prop_map(|(op, seq, kind)| {
+            Action::Body(child::child_closed(op, seq, kind))
+        }),
+        1 => (1..8u32, 2..16u64).prop_map(|(op, seq)| {
+            Action::Body(CommandBody::ChildStarted { child: OpId(op), scheduled: seq })
+        }),
+        2 => (1..8u32, 2..16u64, any::<bool>()).prop_map(|(op, seq, well)| {
+            let failure = (!well).then(|| Failure::new("RunClosed", "it is"));
+            Action::Body(CommandBody::ResolveExternal { op: OpId(op), requested: seq, failure })
+        }),
+        5 => (1..6u32, 1..4u32, 0..5u8).prop_map(|(op, n, kind)| Action::Body(queued::finish(op, n, kind))),
+        4 => (1..6u32, 1..4u32, 0..5usize).prop_map(|(op, n, which)| {
+            Action::Body(queued::expire(op, n, queued::TIMEOUTS[which]))
+        }),
+        3 => (1..6u32, 1..4u32).prop_map(|(op, n)| Action::Body(queued::lose(op, n))),
         1 => Just(Action::Body(CommandBody::Cancel { reason: "stop".into() })),
         1 => Just(Action::Lose),
         1 => Just(Action::Repeat),
@@ -292,8 +428,14 @@ proptest! {
     fn any_history_folds_to_the_live_state_and_its_projections(
         actions in proptest::collection::vec(any_action(), 1..60),
         step_secs in 0..200i64,
+        delayed in any::<bool>(),
+        retried in any::<bool>(),
     ) {
-        let mut world = World::new();
+        let mut world = World::of(&StartRun {
+            start_delay: delayed.then(|| Duration::from_secs(300)),
+            retry: retried.then(RetryPolicy::default),
+            ..request()
+        });
         let mut last: Option<Command> = None;
         let mut reached = Timestamp::default();
         for (i, action) in actions.into_iter().enumerate() {

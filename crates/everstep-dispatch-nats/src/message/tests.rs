@@ -10,13 +10,14 @@ fn hint(traceparent: &str, tracestate: &str) -> TaskHint {
     TaskHint {
         run_id: RunId::from_uuid(Uuid::from_u128(7)),
         queue: queue("q"),
+        kind: HintKind::Run,
         trace: TraceContext { traceparent: traceparent.to_owned(), tracestate: tracestate.to_owned() },
     }
 }
 
 fn round_trip(hint: &TaskHint) -> TaskHint {
     let (headers, payload) = encode_hint(hint);
-    decode_hint(&hint.queue, Some(&headers), &payload).unwrap()
+    decode_hint(&hint.place(), Some(&headers), &payload).unwrap()
 }
 
 #[test]
@@ -26,7 +27,7 @@ fn hints_keep_their_trace_context() {
     let untraced = hint("", "");
     let (headers, payload) = encode_hint(&untraced);
     assert!(headers.is_empty());
-    assert_eq!(decode_hint(&untraced.queue, None, &payload), Ok(untraced));
+    assert_eq!(decode_hint(&untraced.place(), None, &payload), Ok(untraced));
 }
 
 #[test]
@@ -40,10 +41,10 @@ fn trace_headers_that_could_harm_are_left_out() {
 #[test]
 fn garbage_is_named() {
     let (_, good) = encode_hint(&hint("", ""));
-    assert_eq!(decode_hint(&queue("other"), None, &good), Err(Garbage::WrongQueue));
-    assert_eq!(decode_hint(&queue("q"), None, &Bytes::new()), Err(Garbage::BadId("run_id")));
+    assert_eq!(decode_hint(&HintQueue::runs(queue("other")), None, &good), Err(Garbage::WrongQueue));
+    assert_eq!(decode_hint(&HintQueue::runs(queue("q")), None, &Bytes::new()), Err(Garbage::BadId("run_id")));
     let bytes = Bytes::from_static(&[0xFF; 4]);
-    assert!(matches!(decode_hint(&queue("q"), None, &bytes), Err(Garbage::NotProtobuf(_))));
+    assert!(matches!(decode_hint(&HintQueue::runs(queue("q")), None, &bytes), Err(Garbage::NotProtobuf(_))));
 }
 
 #[test]
@@ -68,4 +69,13 @@ fn notices_share_a_packet() {
     got.clear();
     assert!(decode_notices(packet.slice(..packet.len() - 1), &mut got).is_err());
     assert_eq!(got, sent[..2], "what came before the bad one is good");
+}
+
+#[test]
+fn a_step_hint_is_taken_from_its_own_subject_only() {
+    let sent = TaskHint { kind: HintKind::Step, ..hint("", "") };
+    let (headers, payload) = encode_hint(&sent);
+    assert_eq!(decode_hint(&HintQueue::steps(queue("q")), Some(&headers), &payload), Ok(sent));
+    let wrong = decode_hint(&HintQueue::runs(queue("q")), Some(&headers), &payload);
+    assert_eq!(wrong, Err(Garbage::WrongQueue));
 }

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 
+use everstep_core::QueueKey;
+
 use super::*;
 
 fn subject(namespace: &str, queue: &str) -> String {
     let key = QueueKey { namespace: namespace.to_owned(), task_queue: queue.to_owned() };
-    of_queue("everstep", &key).unwrap()
+    of_queue("everstep", &HintQueue::runs(key)).unwrap()
 }
 
 #[test]
@@ -34,6 +36,10 @@ fn different_queues_have_different_subjects_and_consumers() {
             let subject = subject(namespace, queue);
             assert!(consumers.insert(consumer_of(&subject)));
             assert!(subjects.insert(subject));
+            let key = QueueKey { namespace: namespace.to_owned(), task_queue: queue.to_owned() };
+            let steps = of_queue("everstep", &HintQueue::steps(key)).unwrap();
+            assert!(steps.ends_with(".step") && consumers.insert(consumer_of(&steps)));
+            assert!(subjects.insert(steps));
         }
     }
 }
@@ -48,7 +54,9 @@ fn consumer_names_are_short_and_plain() {
 #[test]
 fn refuses_names_beyond_the_protocol_line() {
     let key = QueueKey { namespace: ".".repeat(2_000), task_queue: "q".to_owned() };
-    let Err(Error::Refused(message)) = of_queue("everstep", &key) else { panic!("it was taken") };
+    let Err(Error::Refused(message)) = of_queue("everstep", &HintQueue::steps(key)) else {
+        panic!("it was taken")
+    };
     assert!(message.contains("3000 are allowed"), "{message}");
 }
 

@@ -14,21 +14,22 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
 use everstep_dispatch::conformance::{Harness, Traits, suite};
-use everstep_dispatch::{Delivery, Dispatch, Error, Notice, TaskHint};
+use everstep_dispatch::{Delivery, Dispatch, Error, HintQueue, Notice, TaskHint};
 use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
 use server::Server;
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn queue(name: &str) -> QueueKey {
-    QueueKey { namespace: "default".to_owned(), task_queue: name.to_owned() }
+fn queue(name: &str) -> HintQueue {
+    HintQueue::runs(QueueKey { namespace: "default".to_owned(), task_queue: name.to_owned() })
 }
 
-fn hint(queue: &QueueKey) -> TaskHint {
+fn hint(queue: &HintQueue) -> TaskHint {
     TaskHint {
         run_id: RunId::from_uuid(Uuid::new_v4()),
-        queue: queue.clone(),
+        queue: queue.queue.clone(),
+        kind: queue.kind,
         trace: TraceContext::default(),
     }
 }
@@ -43,7 +44,7 @@ fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
 }
 
 /// Pulls as the engine does: an unavailable dispatch is asked again.
-async fn pull_until(node: &dyn Dispatch, queue: &QueueKey) -> Result<Vec<Delivery>> {
+async fn pull_until(node: &dyn Dispatch, queue: &HintQueue) -> Result<Vec<Delivery>> {
     let pulling = async {
         let mut pause = tokio::time::interval(Duration::from_millis(20));
         loop {

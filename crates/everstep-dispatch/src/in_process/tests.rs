@@ -4,19 +4,20 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use everstep_core::TraceContext;
+use everstep_core::{QueueKey, TraceContext};
 use uuid::Uuid;
 
 use super::*;
 
-fn queue(name: &str) -> QueueKey {
-    QueueKey { namespace: "default".to_owned(), task_queue: name.to_owned() }
+fn queue(name: &str) -> HintQueue {
+    HintQueue::runs(QueueKey { namespace: "default".to_owned(), task_queue: name.to_owned() })
 }
 
-fn hint(number: u128, queue: &QueueKey) -> TaskHint {
+fn hint(number: u128, queue: &HintQueue) -> TaskHint {
     TaskHint {
         run_id: RunId::from_uuid(Uuid::from_u128(number)),
-        queue: queue.clone(),
+        queue: queue.queue.clone(),
+        kind: queue.kind,
         trace: TraceContext::default(),
     }
 }

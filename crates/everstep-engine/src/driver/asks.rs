@@ -23,17 +23,27 @@ const CLAIMS_MAX: usize = 64;
 const LOOK: StdDuration = StdDuration::from_millis(200);
 
 /// A caller that waits. Its question is forgotten with it.
-struct Waiting {
+pub(super) struct Waiting {
     ask: AskId,
     internal: mpsc::UnboundedSender<Internal>,
     answered: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(ask: AskId, shared: &Shared) -> Self {
+        Self { ask, internal: shared.internal.clone(), answered: false }
+    }
+
+    pub(super) fn is_answered(&mut self) {
+        self.answered = true;
+    }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.answered {
             // The node is gone only when everything is.
-            let _ = self.internal.send(Internal::Input(Input::AskOver(self.ask)));
+            let _ = self.internal.send(Internal::Input(Box::new(Input::AskOver(self.ask))));
         }
     }
 }
@@ -53,20 +63,20 @@ pub(crate) async fn ask(
     let (reply, mut answer) = oneshot::channel();
     let message = Message::Ask { ask, target, query, until, reply };
     shared.requests.send(message).await.map_err(|_| Error::Stopping)?;
-    let mut waiting = Waiting { ask, internal: shared.internal.clone(), answered: false };
+    let mut waiting = Waiting::new(ask, shared);
     let answer = match tokio::time::timeout_at(until, &mut answer).await {
         Ok(answer) => answer,
         Err(_) => {
-            let _ = shared.internal.send(Internal::Input(Input::AskOver(ask)));
+            let _ = shared.internal.send(Internal::Input(Box::new(Input::AskOver(ask))));
             answer.await
         }
     };
-    waiting.answered = true;
+    waiting.is_answered();
     answer.map_err(|_| Error::Stopping)?
 }
 
 /// Ids follow each other in time, so that those who wait longest are served first.
-fn new_id(now: Timestamp) -> AskId {
+pub(super) fn new_id(now: Timestamp) -> AskId {
     let millis = u64::try_from(now.as_micros() / 1_000).unwrap_or(0);
     let mut random = [0; 10];
     random.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration as StdDuration;
 
 use everstep_core::Duration;
-use everstep_store::{self as store, Backlog};
+use everstep_store::{self as store, Backlog, Census, WaitingGroup};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Shared;
@@ -39,6 +39,7 @@ struct Rest {
     exhausted: Option<Instant>,
     swept: Instant,
     backlog: Backlog,
+    waiting: Vec<WaitingGroup>,
     lateness: Lateness,
 }
 
@@ -50,7 +51,13 @@ impl Figures {
             answers: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             violations: AtomicU64::new(0),
-            rest: Mutex::new(Rest { exhausted: None, swept: Instant::now(), backlog, lateness }),
+            rest: Mutex::new(Rest {
+                exhausted: None,
+                swept: Instant::now(),
+                backlog,
+                waiting: Vec::new(),
+                lateness,
+            }),
         }
     }
 
@@ -106,10 +113,17 @@ impl Figures {
         self.violations.store(runs as u64, Ordering::Relaxed);
     }
 
+    /// So many wait, and these are there.
+    pub(super) fn counted(&self, census: Census) {
+        let waiting = census.unserved().into_iter().cloned().collect();
+        self.rest().waiting = waiting;
+    }
+
     /// Everything for the metrics.
     pub(super) fn upkeep(&self) -> Upkeep {
         let rest = self.rest();
         Upkeep {
+            waiting_for_build: rest.waiting.clone(),
             blocked_runs: rest.backlog.blocked,
             oldest_task: rest.backlog.oldest_task.unwrap_or_default(),
             sweep_lag: rest.swept.elapsed(),

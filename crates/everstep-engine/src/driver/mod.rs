@@ -1,32 +1,41 @@
 //! Driving a node: performing its outputs over the ports, and feeding back what came of them.
 
 mod asks;
+mod builds;
+mod checks;
 mod claims;
 mod figures;
+mod namespaces;
+mod outbox;
 mod perform;
 mod scan;
+mod steps;
 mod tasks;
+mod updates;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{AskId, CommandBody, CommandId, Event, RunId, Seq, StartRun, Timestamp};
+use everstep_core::{AskId, Command, CommandBody, CommandId, Event, RunId, Seq, StartRun, Timestamp};
 use everstep_dispatch::Dispatch;
 use everstep_store::{self as store, Append, RunRecord, Store, Verdict};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 pub(crate) use asks::ask;
+pub(crate) use builds::{builds_changed, census};
+pub(crate) use checks::{candidate, check};
+pub(crate) use updates::{update, wait_update};
 
 use crate::api::WorkerSender;
 use crate::clock::DbClock;
 use crate::hub::Hub;
-use crate::node::{Input, Node, NodeConfig};
+use crate::node::{Input, Node, NodeConfig, StepsIn};
 use crate::{
-    Answer, AskTarget, Engine, EngineConfig, Error, Hello, NodeStatus, Query, RunSelector, Started, WorkerIn,
-    WorkerLink, WorkerOut,
+    Answer, AskTarget, Candidate, Checked, Engine, EngineConfig, Error, Hello, NodeStatus, Query,
+    RunSelector, Started, WorkerIn, WorkerLink, WorkerOut,
 };
 
 /// Requests waiting for the node at most; more wait with their callers.
@@ -54,12 +63,25 @@ pub(crate) enum Message {
         body: CommandBody,
         reply: oneshot::Sender<Result<(), Error>>,
     },
+    Update {
+        ask: AskId,
+        run: RunId,
+        command: Box<Command>,
+        until: Instant,
+        reply: oneshot::Sender<Result<Seq, Error>>,
+    },
     Ask {
         ask: AskId,
         target: AskTarget,
         query: Query,
         until: Instant,
         reply: oneshot::Sender<Result<Answer, Error>>,
+    },
+    Check(Box<checks::CheckRequest>),
+    Candidate {
+        namespace: String,
+        build_id: String,
+        reply: oneshot::Sender<Option<Candidate>>,
     },
     Connect {
         link: u64,
@@ -75,7 +97,7 @@ pub(crate) enum Message {
 /// From the node's own tasks.
 #[derive(Debug)]
 pub(crate) enum Internal {
-    Input(Input),
+    Input(Box<Input>),
     Verdicts(Vec<(u64, Verdict)>),
     Sweep,
     Drain,
@@ -94,8 +116,11 @@ pub(crate) struct Shared {
     status: Mutex<NodeStatus>,
     figures: figures::Figures,
     next_link: AtomicU64,
-    namespaces: Mutex<HashSet<String>>,
+    namespaces: Mutex<namespaces::Seen>,
     timers: Timers,
+    step_clock: Timers,
+    pulses: mpsc::UnboundedSender<steps::Pulse>,
+    heard: mpsc::UnboundedSender<(RunId, Seq)>,
     stopping: AtomicBool,
     /// True once the node's tasks have to end.
     stop: watch::Sender<bool>,
@@ -128,7 +153,7 @@ impl Shared {
 
     fn feed(&self, input: Input) {
         // The node is gone only when everything is.
-        let _ = self.internal.send(Internal::Input(input));
+        let _ = self.internal.send(Internal::Input(Box::new(input)));
     }
 
     /// Notes whether the store answers, for readiness.
@@ -147,18 +172,6 @@ impl Shared {
             }
         });
     }
-
-    async fn check_namespace(&self, name: &str) -> Result<(), Error> {
-        if self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
-            return Ok(());
-        }
-        if self.store.get_namespace(name).await?.is_none() {
-            return Err(Error::NamespaceNotFound(name.to_owned()));
-        }
-        // Namespaces are never deleted, so what was seen once stays true.
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        Ok(())
-    }
 }
 
 /// See [`Engine::start`].
@@ -173,6 +186,8 @@ pub(crate) async fn start(
     let (internal, internal_rx) = mpsc::unbounded_channel();
     let (lanes, lane_rxs): (Vec<_>, Vec<_>) =
         (0..config.lanes.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
+    let (pulses, pulse_rx) = mpsc::unbounded_channel();
+    let (heard, heard_rx) = mpsc::unbounded_channel();
     let node = Node::new(NodeConfig {
         node_id: config.node_id,
         lease: config.lease,
@@ -191,7 +206,10 @@ pub(crate) async fn start(
         figures: figures::Figures::new(),
         next_link: AtomicU64::new(1),
         namespaces: Mutex::default(),
-        timers: Timers { earliest: Mutex::new(Timestamp::MAX), changed: Notify::new() },
+        heard,
+        timers: Timers::new(),
+        step_clock: Timers::new(),
+        pulses,
         stopping: AtomicBool::new(false),
         stop: watch::channel(false).0,
         idle: watch::channel(false).0,
@@ -202,11 +220,15 @@ pub(crate) async fn start(
     for lane in lane_rxs {
         tokio::spawn(tasks::lane(Arc::clone(&shared), lane));
     }
+    shared.spawn(outbox::deletes(Arc::clone(&shared), heard_rx));
     shared.spawn(tasks::timers(Arc::clone(&shared)));
+    shared.spawn(steps::clock(Arc::clone(&shared)));
+    shared.spawn(steps::pulses(Arc::clone(&shared), pulse_rx));
     shared.spawn(tasks::sweeps(Arc::clone(&shared)));
     shared.spawn(tasks::notices(Arc::clone(&shared)));
     shared.spawn(figures::pulse(Arc::clone(&shared)));
     shared.spawn(figures::backlogs(Arc::clone(&shared)));
+    shared.spawn(builds::looks(Arc::clone(&shared)));
     shared.spawn(scan::scans(Arc::clone(&shared)));
     tokio::spawn(drive(Arc::clone(&shared), node, request_rx, internal_rx));
     Ok(Engine { shared })
@@ -218,7 +240,9 @@ struct Driver {
     node: Node,
     starts: HashMap<u64, oneshot::Sender<Result<Started, Error>>>,
     commands: HashMap<u64, oneshot::Sender<Result<(), Error>>>,
+    updates: HashMap<u64, oneshot::Sender<Result<Seq, Error>>>,
     asks: HashMap<AskId, oneshot::Sender<Result<Answer, Error>>>,
+    checks: HashMap<AskId, oneshot::Sender<Result<Checked, Error>>>,
     /// Questions that were left for other nodes; dropped when nobody waits for them.
     relays: HashMap<AskId, oneshot::Sender<()>>,
     links: HashMap<u64, mpsc::Sender<WorkerOut>>,
@@ -238,7 +262,9 @@ async fn drive(
         node,
         starts: HashMap::new(),
         commands: HashMap::new(),
+        updates: HashMap::new(),
         asks: HashMap::new(),
+        checks: HashMap::new(),
         relays: HashMap::new(),
         links: HashMap::new(),
         next_request: 0,
@@ -265,7 +291,7 @@ async fn drive(
 impl Driver {
     fn internal(&mut self, message: Internal) {
         match message {
-            Internal::Input(input) => self.step(input),
+            Internal::Input(input) => self.step(*input),
             Internal::Verdicts(verdicts) => {
                 for (ticket, verdict) in verdicts {
                     self.step(Input::Appended { ticket, verdict });
@@ -293,13 +319,20 @@ impl Driver {
                 self.commands.insert(request, reply);
                 self.step(Input::Command { request, run, id, identity, body });
             }
+            Message::Update { ask, run, command, until, reply } => {
+                self.update(request, (ask, run, command), until, reply);
+            }
             Message::Ask { ask, target, query, until, reply } => {
                 self.asked(ask, (target, query), until, reply);
+            }
+            Message::Check(request) => self.check(*request),
+            Message::Candidate { namespace, build_id, reply } => {
+                let _ = reply.send(self.node.candidate(&namespace, &build_id));
             }
             Message::Disconnected { link } => self.disconnect(link),
             Message::Connect { link, hello, to_worker } => {
                 self.links.insert(link, to_worker);
-                self.step(Input::Connect { link, hello });
+                self.step(Input::Connect { link, hello: Box::new(hello) });
             }
         }
     }
@@ -315,12 +348,13 @@ impl Driver {
     fn sweep(&mut self) {
         // A sweep that takes longer than its interval is not overtaken by the next.
         if !self.sweeping.swap(true, Ordering::AcqRel) {
-            let (queues, room) = (self.node.queues_with_credit(), self.node.credit());
+            self.step(Input::Steps(StepsIn::Look));
+            let (runs, room) = (self.node.run_wants(), self.node.credit());
             let wants = self.node.ask_wants();
             let done = Arc::clone(&self.sweeping);
             let shared = Arc::clone(&self.shared);
             self.shared.spawn(async move {
-                tasks::sweep_once(&shared, &queues, room).await;
+                tasks::sweep_once(&shared, &runs, room).await;
                 asks::find(&shared, wants).await;
                 done.store(false, Ordering::Release);
             });
@@ -351,7 +385,8 @@ pub(crate) async fn start_run(shared: &Shared, start: StartRun) -> Result<Starte
     if shared.stopping.load(Ordering::Relaxed) {
         return Err(Error::Stopping);
     }
-    shared.check_namespace(&start.namespace).await?;
+    let defaults = shared.defaults_of(&start.namespace).await?;
+    let start = StartRun { defaults, ..start };
     let (reply, answer) = oneshot::channel();
     shared
         .requests

@@ -23,7 +23,20 @@ impl Driver {
                 self.starts.remove(&request).map(|reply| reply.send(result));
             }
             Output::Done { request, result } => {
+                if let (Some(reply), Err(error)) = (self.updates.remove(&request), &result) {
+                    let _ = reply.send(Err(error.clone()));
+                }
                 self.commands.remove(&request).map(|reply| reply.send(result));
+            }
+            Output::Accepted { request, seq } => {
+                self.updates.remove(&request).map(|reply| reply.send(Ok(seq)));
+            }
+            Output::HoldFor { run, request, wait } => {
+                let shared = Arc::clone(&self.shared);
+                self.shared.spawn(async move {
+                    tokio::time::sleep(wait.to_std()).await;
+                    shared.feed(Input::HoldOver { run, request });
+                });
             }
             Output::Append { ticket, append, delay } => append_later(&self.shared, ticket, append, delay),
             Output::Load { run, after, delay } => {
@@ -56,9 +69,17 @@ impl Driver {
                 }
             }
             Output::TimersAt(at) => self.shared.timers.at(at),
+            Output::OutboxDone(run, seq) => {
+                // Without the task that deletes it, the sweep does.
+                let _ = self.shared.heard.send((run, seq));
+            }
             Output::Answered { ask, result } => {
                 self.asks.remove(&ask).map(|reply| reply.send(result));
             }
+            Output::Checked { check, result } => {
+                self.checks.remove(&check).map(|reply| reply.send(result));
+            }
+            Output::Steps(output) => super::steps::perform(&self.shared, output),
             Output::RelayAsk(row) => self.relay(*row),
             Output::RelayOver(ask) => {
                 self.relays.remove(&ask);
@@ -130,6 +151,7 @@ fn ask(shared: &Arc<Shared>, output: Output) {
                     tracing::warn!(%error, "session not closed: its lease will end");
                 }
                 super::tasks::sweep_lost(&to).await;
+                super::steps::sweep_lost(&to).await;
             }
             Output::FindOwned { link, session } => find_owned(&to, link, session).await,
             Output::FindBlocked { queue, build_id } => {
@@ -162,7 +184,11 @@ fn ask(shared: &Arc<Shared>, output: Output) {
                 }
                 let _ = everstep_fault::at("outbox.marked").await;
             }
-            other => super::asks::perform(&to, other).await,
+            other => {
+                if let Some(other) = super::outbox::perform(&to, other).await {
+                    super::asks::perform(&to, other).await;
+                }
+            }
         }
     });
 }

@@ -1,11 +1,11 @@
 //! The tasks beside a node: committer lanes, timers, sweep, notices.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{DetachReason, Duration, EventBody, QueueKey, Timestamp};
-use everstep_store::{self as store, Append, AppendReply, Verdict};
-use tokio::sync::mpsc;
+use everstep_core::{DetachReason, Duration, EventBody, Timestamp, Write};
+use everstep_store::{self as store, Append, AppendReply, RunWant, Verdict};
+use tokio::sync::{Notify, mpsc};
 
 use super::claims::{Claims, TIMER_CLAIM};
 use super::{Internal, Shared, Timers};
@@ -54,6 +54,7 @@ pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiv
 /// One commit, with the failpoints on both sides of it.
 async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
     let (size, fires) = (batch.len(), everstep_fault::ENABLED && batch.iter().any(fires_timer));
+    let follows = everstep_fault::ENABLED && batch.iter().any(starts_successor);
     let failed = |error: store::Error| AppendReply {
         now: None,
         verdicts: (0..size).map(|_| Verdict::Failed(error.clone())).collect(),
@@ -61,10 +62,17 @@ async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
     if let Err(error) = everstep_fault::at("append.before_commit").await {
         return failed(store::Error::Unavailable(error.to_string()));
     }
+    if everstep_fault::ENABLED
+        && batch.iter().any(ends_queued_step)
+        && let Err(error) = everstep_fault::at("step.ended").await
+    {
+        return failed(store::Error::Unavailable(error.to_string()));
+    }
     let reply = shared.store.append(batch).await;
     let after = everstep_fault::at("append.after_commit").await;
     let fired = if fires { everstep_fault::at("timer.fired").await } else { Ok(()) };
-    match after.and(fired) {
+    let next = if follows { everstep_fault::at("successor.committed").await } else { Ok(()) };
+    match after.and(fired).and(next) {
         Ok(()) => reply,
         Err(error) => failed(store::Error::OutcomeUnknown(error.to_string())),
     }
@@ -76,8 +84,21 @@ fn runs_lost(append: &Append) -> u64 {
     append.runs().map(|run| run.events.iter().filter(|e| lost(&e.body)).count() as u64).sum()
 }
 
+fn starts_successor(append: &Append) -> bool {
+    append.with.as_ref().is_some_and(|with| with.start.is_some())
+}
+
+/// Whether the end of a queued step becomes durable with it.
+fn ends_queued_step(append: &Append) -> bool {
+    append.run.writes.iter().any(|write| matches!(write, Write::StepTaskDeleted(_)))
+}
+
 fn fires_timer(append: &Append) -> bool {
-    append.run.events.iter().any(|e| matches!(e.body, EventBody::TimerFired { .. } | EventBody::RunTimedOut))
+    append
+        .run
+        .events
+        .iter()
+        .any(|e| matches!(e.body, EventBody::TimerFired { .. } | EventBody::RunTimedOut { .. }))
 }
 
 impl Timers {
@@ -90,11 +111,15 @@ impl Timers {
         }
     }
 
-    fn reset(&self) {
+    pub(super) fn new() -> Self {
+        Self { earliest: Mutex::new(Timestamp::MAX), changed: Notify::new() }
+    }
+
+    pub(super) fn reset(&self) {
         *self.earliest.lock().unwrap_or_else(PoisonError::into_inner) = Timestamp::MAX;
     }
 
-    fn earliest(&self) -> Timestamp {
+    pub(super) fn earliest(&self) -> Timestamp {
         *self.earliest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -151,7 +176,7 @@ pub(super) async fn sweeps(shared: Arc<Shared>) {
 }
 
 /// One pass: whatever was lost is found here.
-pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey], room: usize) {
+pub(super) async fn sweep_once(shared: &Arc<Shared>, wants: &[RunWant], room: usize) {
     let closed = shared.store.close_expired_sessions(SWEEP_MAX).await;
     shared.saw(&closed);
     match closed {
@@ -161,8 +186,10 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey], room: 
         Err(_) => return,
     }
     let mut whole = sweep_lost(shared).await;
-    if !queues.is_empty() {
-        whole &= sweep_tasks(shared, Some(queues), room.min(SWEEP_MAX)).await;
+    whole &= super::steps::sweep_lost(shared).await;
+    whole &= super::outbox::sweep(shared).await;
+    if !wants.is_empty() {
+        whole &= sweep_tasks(shared, Some(wants), room.min(SWEEP_MAX)).await;
     }
     if shared.dispatch.is_shared() && shared.dispatch.is_connected() {
         whole &= sweep_tasks(shared, None, SWEEP_MAX).await;
@@ -179,8 +206,8 @@ pub(super) async fn sweep_once(shared: &Arc<Shared>, queues: &[QueueKey], room: 
 }
 
 /// Tasks whose next look is due. False when the store did not say.
-async fn sweep_tasks(shared: &Arc<Shared>, queues: Option<&[QueueKey]>, limit: usize) -> bool {
-    match shared.store.claim_tasks(queues, limit).await {
+async fn sweep_tasks(shared: &Arc<Shared>, wants: Option<&[RunWant]>, limit: usize) -> bool {
+    match shared.store.claim_tasks(wants, limit).await {
         Ok(tasks) if !tasks.is_empty() => {
             if everstep_fault::at("outbox.claimed").await.is_ok() {
                 shared.feed(Input::TasksFound(tasks));

@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use everstep_core::{AskId, Duration, Event, Timestamp};
-use everstep_store::{self as store, AskAnswer, AskOutcome, AskRow, AskWant};
+use everstep_core::{AskId, Duration, Event, Payload, Timestamp};
+use everstep_store::{self as store, AskAnswer, AskKind, AskOutcome, AskRow, AskWant};
 
 use super::slot::Job;
 use super::{Node, Output};
+use crate::ask::unfit;
 use crate::{Answer, AskTarget, Error, Query, Said, WorkerOut};
 
 /// Questions that a node holds at one time.
@@ -37,8 +38,7 @@ struct Asked {
     query: Arc<Query>,
     /// When nobody waits for it any more.
     until: Timestamp,
-    /// It came from another node, which finds the answer where it left the question.
-    foreign: bool,
+    asker: Asker,
     stage: Stage,
     /// Builds whose code does not fit the run's history, and how.
     unfit: BTreeSet<String>,
@@ -49,6 +49,17 @@ struct Asked {
     not_owner: bool,
     /// It was left for the other nodes.
     relayed: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// A client of this node.
+    Client,
+    /// Another node, which finds the answer where it left the question.
+    Node,
+    /// This node, for an update that a client has requested.
+    Update(u64),
 }
 
 /// Where a question is.
@@ -120,29 +131,41 @@ impl Node {
         };
         match refused {
             Some(error) => self.out.push(Output::Answered { ask, result: Err(error) }),
-            None => self.put(ask, (target, query), wait, false),
+            None => self.put(ask, (target, query), wait, Asker::Client),
         }
     }
 
     /// Other nodes ask.
     pub(super) fn asks_found(&mut self, rows: Vec<AskRow>) {
         for row in rows {
-            let AskRow { ask, run_id, queue, workflow_type, build_id, at_least, name, input, wait } = row;
+            let AskRow { ask, run_id, queue, workflow_type, build_id, at_least, kind, name, input, wait } =
+                row;
             // What finds no room is claimed again, by whoever has some.
             if self.draining || self.asks.open.contains_key(&ask) || self.asks.open.len() >= ASKS_MAX {
                 continue;
             }
             let target = AskTarget { run_id, queue, workflow_type, build_id, tail: at_least };
-            self.put(ask, (target, Query { name, input }), wait, true);
+            self.put(ask, (target, Query { kind, name, input }), wait, Asker::Node);
         }
     }
 
-    fn put(&mut self, ask: AskId, (target, query): (AskTarget, Query), wait: Duration, foreign: bool) {
+    /// No room for one more.
+    pub(super) fn asks_are_full(&self) -> bool {
+        self.asks.open.len() >= ASKS_MAX
+    }
+
+    pub(super) fn put(
+        &mut self,
+        ask: AskId,
+        (target, query): (AskTarget, Query),
+        wait: Duration,
+        asker: Asker,
+    ) {
         let asked = Asked {
             target,
             query: Arc::new(query),
             until: self.now.after(wait),
-            foreign,
+            asker,
             stage: Stage::Waiting,
             unfit: BTreeSet::new(),
             problem: String::new(),
@@ -223,15 +246,16 @@ impl Node {
         if !relays || asked.relayed || self.is_busy(asked) {
             return;
         }
-        if asked.foreign {
+        if asked.asker == Asker::Node {
             // Its worker has gone: the claim on the row runs out, and another node takes it.
             self.asks.remove(ask);
             return;
         }
         let AskTarget { run_id, queue, workflow_type, build_id, tail } = asked.target.clone();
-        let Query { name, input } = (*asked.query).clone();
+        let Query { kind, name, input } = (*asked.query).clone();
         let wait = asked.until.since(self.now);
-        let row = AskRow { ask, run_id, queue, workflow_type, build_id, at_least: tail, name, input, wait };
+        let at_least = tail;
+        let row = AskRow { ask, run_id, queue, workflow_type, build_id, at_least, kind, name, input, wait };
         self.out.push(Output::RelayAsk(Box::new(row)));
         if let Some(asked) = self.asks.open.get_mut(&ask) {
             asked.relayed = true;
@@ -258,22 +282,28 @@ impl Node {
 
     /// What a worker says to a question that it was asked.
     pub(super) fn said(&mut self, link: u64, ask: AskId, seq: u64, said: Said) {
+        if self.check_said(link, ask, &said) {
+            return;
+        }
         let Some(asked) = self.asks.open.get_mut(&ask).filter(|a| a.stage.link() == Some(link)) else {
             return;
         };
         let known = seq >= asked.target.tail;
         match said {
             Said::Value(value) if known => self.finish_ask(ask, Ok(Answer { value, seq })),
+            Said::Passed if known && asked.query.kind == AskKind::Update => {
+                self.finish_ask(ask, Ok(Answer { value: Payload::default(), seq }));
+            }
             Said::Refused { kind, message } => {
                 self.finish_ask(ask, Err(Error::QueryFailed { kind, message }))
             }
-            Said::Mismatch(problem) => {
-                asked.problem = problem;
+            Said::Mismatch(blocked) => {
+                asked.problem = unfit(&blocked);
                 let build = self.sessions.get(&link).map(|s| s.worker.build_id.clone());
                 asked.unfit.extend(build);
                 self.route(ask);
             }
-            Said::Value(_) | Said::Gone(_) => self.lost(ask),
+            Said::Value(_) | Said::Gone(_) | Said::Passed => self.lost(ask),
         }
         self.ask_again();
     }
@@ -355,8 +385,10 @@ impl Node {
         if asked.relayed {
             self.out.push(Output::RelayOver(ask));
         }
-        if !asked.foreign {
-            return self.out.push(Output::Answered { ask, result });
+        match asked.asker {
+            Asker::Client => return self.out.push(Output::Answered { ask, result }),
+            Asker::Update(request) => return self.update_answered(request, result),
+            Asker::Node => {}
         }
         let outcome = match result {
             Ok(Answer { value, seq }) => AskAnswer { seq, outcome: AskOutcome::Value(value) },

@@ -1,6 +1,7 @@
 //! Where a node's ids come from: a seeded generator, so that a simulation can repeat them.
 
 use everstep_core::{CommandId, RunId, SessionId, Timestamp};
+use everstep_store::ClaimId;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use uuid::{Builder, Uuid};
@@ -27,6 +28,10 @@ impl IdSource {
 
     pub(super) fn command_id(&mut self) -> CommandId {
         CommandId::from_uuid(self.random())
+    }
+
+    pub(super) fn claim_id(&mut self) -> ClaimId {
+        ClaimId::from_uuid(self.random())
     }
 
     pub(super) fn number(&mut self) -> u64 {

@@ -6,29 +6,49 @@
 //! clock.
 
 mod asks;
+mod builds;
+mod checks;
+mod deliveries;
 mod ids;
+mod outage;
 mod planted;
 mod sessions;
 mod slot;
 mod starts;
+mod steps;
+mod successors;
+mod updates;
+mod with_start;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
     Actor, AskId, Command, CommandBody, CommandId, Duration, NodeId, QueueKey, Run, RunId, Seq, SessionId,
-    StartRun, TimerKey, Timestamp,
+    StartRun, TaskRow, TimerKey, Timestamp,
 };
-use everstep_dispatch::{Delivery, Notice, TaskHint};
-use everstep_store::{self as store, Append, AskAnswer, AskRow, AskWant, SessionRow, StartRecord, Verdict};
+use everstep_dispatch::{Delivery, HintKind, HintQueue, Notice, TaskHint};
+use everstep_store::{
+    self as store, AllowedBuild, Append, AskAnswer, AskRow, AskWant, SessionRow, StartRecord, Verdict,
+};
 
-use crate::{Answer, AskTarget, Error, Hello, NodeStatus, Query, Started, WorkerIn, WorkerOut};
+use crate::{
+    Answer, AskTarget, CheckTarget, Checked, Error, Hello, NodeStatus, Query, Started, WorkerIn, WorkerOut,
+};
 use asks::Asks;
+use checks::Checks;
+use deliveries::Deliveries;
 use ids::IdSource;
+use outage::Outage;
 use sessions::Session;
 use slot::{Job, Slot};
 use starts::StartJob;
+use steps::Steps;
+pub(crate) use steps::beat;
+pub use steps::{StepsIn, StepsOut};
+use updates::Updates;
 
 /// What happens to a node.
 #[derive(Debug)]
@@ -53,12 +73,33 @@ pub enum Input {
         /// What for.
         body: CommandBody,
     },
+    /// A client wants a run's code to agree to an update. Answered by [`Output::Accepted`], or [`Output::Done`] when it
+    /// is refused.
+    Update {
+        /// Names the request in its answer.
+        request: u64,
+        /// Names the question to the code; its end is told with [`Input::AskOver`].
+        ask: AskId,
+        /// The run.
+        run: RunId,
+        /// To record that it was accepted.
+        command: Box<Command>,
+        /// How long the client waits.
+        wait: Duration,
+    },
+    /// An [`Output::HoldFor`] has passed.
+    HoldOver {
+        /// The run.
+        run: RunId,
+        /// From the output.
+        request: u64,
+    },
     /// A worker's stream has opened.
     Connect {
         /// Names the stream.
         link: u64,
         /// What the worker said.
-        hello: Hello,
+        hello: Box<Hello>,
     },
     /// A worker says something.
     FromWorker {
@@ -133,7 +174,7 @@ pub enum Input {
     /// Task hints: the answer to an [`Output::Pull`]; empty when the pull failed.
     Delivered {
         /// The queue.
-        queue: QueueKey,
+        queue: HintQueue,
         /// The hints.
         deliveries: Vec<Delivery>,
     },
@@ -142,7 +183,7 @@ pub enum Input {
     /// Timers that are due.
     TimersDue(Vec<(RunId, TimerKey)>),
     /// Tasks that the sweep found waiting.
-    TasksFound(Vec<(RunId, QueueKey)>),
+    TasksFound(Vec<(RunId, TaskRow)>),
     /// Open runs whose owner session is closed.
     RunsLost(Vec<(RunId, SessionId)>),
     /// Wakes that the owner, connected here, has not seen.
@@ -178,6 +219,43 @@ pub enum Input {
         /// The answer.
         answer: AskAnswer,
     },
+    /// Somebody wants a history held against a worker's code. Answered by [`Output::Checked`].
+    Check {
+        /// Names the check.
+        check: AskId,
+        /// Whose code.
+        target: CheckTarget,
+        /// The run.
+        run: RunId,
+        /// Its history.
+        events: Arc<Vec<everstep_core::Event>>,
+        /// How long the caller waits.
+        wait: Duration,
+    },
+    /// Nobody waits for a check any longer.
+    CheckOver(AskId),
+    /// What is about queued steps.
+    Steps(StepsIn),
+    /// Events that other runs have perhaps not heard of, each run's in order.
+    OutboxFound(Vec<(RunId, Vec<Seq>)>),
+    /// The answer to an [`Output::LoadSource`].
+    SourceLoaded {
+        /// The run.
+        run: RunId,
+        /// From the output.
+        seqs: Vec<Seq>,
+        /// Its whole history.
+        events: Result<Vec<everstep_core::Event>, store::Error>,
+    },
+    /// The answer to an [`Output::FindTarget`].
+    TargetFound {
+        /// From the output.
+        flight: u64,
+        /// The run that holds the workflow id, if one does.
+        run: Result<Option<RunId>, store::Error>,
+    },
+    /// Builds that may go on with the runs of others.
+    AllowedBuilds(Vec<AllowedBuild>),
     /// The node is going away: no new work.
     Drain,
 }
@@ -198,6 +276,22 @@ pub enum Output {
         request: u64,
         /// The answer.
         result: Result<(), Error>,
+    },
+    /// Answer an update: the run's code has agreed to it.
+    Accepted {
+        /// The request.
+        request: u64,
+        /// The event that says so.
+        seq: Seq,
+    },
+    /// Say [`Input::HoldOver`] after `wait`.
+    HoldFor {
+        /// The run.
+        run: RunId,
+        /// Goes with the input.
+        request: u64,
+        /// How long.
+        wait: Duration,
     },
     /// Append; feed the verdict back. Never lost while the node lives.
     Append {
@@ -289,7 +383,7 @@ pub enum Output {
     /// Ask for up to `max` task hints.
     Pull {
         /// The queue.
-        queue: QueueKey,
+        queue: HintQueue,
         /// How many.
         max: usize,
     },
@@ -320,6 +414,13 @@ pub enum Output {
         /// The answer.
         result: Result<Answer, Error>,
     },
+    /// Answer a check.
+    Checked {
+        /// The check.
+        check: AskId,
+        /// The answer.
+        result: Result<Checked, Error>,
+    },
     /// Read the whole history of a run that is asked.
     LoadForAsk {
         /// The question.
@@ -327,12 +428,32 @@ pub enum Output {
         /// The run.
         run: RunId,
     },
+    /// Read the whole history of a run that others have to hear of.
+    LoadSource {
+        /// The run.
+        run: RunId,
+        /// The events that others have to hear of.
+        seqs: Vec<Seq>,
+    },
+    /// Find the run that holds a workflow id.
+    FindTarget {
+        /// Names what is to be told to it.
+        flight: u64,
+        /// Isolation boundary.
+        namespace: String,
+        /// The business key.
+        workflow_id: String,
+    },
+    /// Others have heard of this event.
+    OutboxDone(RunId, Seq),
     /// Leave a question for other nodes, tell them, and watch for the answer until [`Output::RelayOver`].
     RelayAsk(Box<AskRow>),
     /// Nobody waits for other nodes' answer any longer.
     RelayOver(AskId),
     /// Look for questions of other nodes.
     FindAsks(Vec<AskWant>),
+    /// What is about queued steps.
+    Steps(StepsOut),
     /// Answer another node's question.
     AnswerAsk {
         /// The question.
@@ -392,6 +513,8 @@ pub struct Node {
     /// Runs by the ticket of their append in flight.
     tickets: IdMap<u64, RunId>,
     starts: BTreeMap<u64, StartJob>,
+    /// Runs whose start, with the end of the run before, waits for its answer; true when the log was seen to hold one.
+    successors: IdMap<RunId, bool>,
     next_ticket: u64,
     /// Open sessions that are connected here, by stream.
     sessions: BTreeMap<u64, Session>,
@@ -402,7 +525,15 @@ pub struct Node {
     resumed: BTreeSet<u64>,
     pulling: BTreeSet<QueueKey>,
     asks: Asks,
+    steps: Steps,
+    updates: Updates,
+    checks: Checks,
+    /// What operators allow.
+    allowed: BTreeSet<AllowedBuild>,
+    deliveries: Deliveries,
     draining: bool,
+    /// Of leases.
+    renewals: Outage,
     status: NodeStatus,
     planted: planted::Planted,
 }
@@ -418,6 +549,7 @@ impl Node {
             slots: IdMap::default(),
             tickets: IdMap::default(),
             starts: BTreeMap::new(),
+            successors: IdMap::default(),
             next_ticket: 0,
             sessions: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -425,7 +557,13 @@ impl Node {
             resumed: BTreeSet::new(),
             pulling: BTreeSet::new(),
             asks: Asks::default(),
+            steps: Steps::default(),
+            updates: Updates::default(),
+            checks: Checks::default(),
+            allowed: BTreeSet::new(),
+            deliveries: Deliveries::default(),
             draining: false,
+            renewals: Outage::default(),
             status: NodeStatus::default(),
             planted: planted::Planted::default(),
         }
@@ -440,7 +578,11 @@ impl Node {
                 let command = Command { id, actor: Actor::Client(identity), body };
                 self.add_job(run, Job::Client { request, command });
             }
-            Input::Connect { link, hello } => self.connect(link, hello),
+            Input::Update { request, ask, run, command, wait } => {
+                self.update((request, ask), run, *command, wait);
+            }
+            Input::HoldOver { run, request } => self.hold_over(run, request),
+            Input::Connect { link, hello } => self.connect(link, *hello),
             Input::FromWorker { link, message } => self.worker_says(link, message),
             Input::Disconnected { link } => self.disconnected(link),
             Input::Appended { ticket, verdict } => self.appended(ticket, verdict),
@@ -451,7 +593,10 @@ impl Node {
             Input::SessionRenewed { link, number, until } => self.session_renewed(link, number, until),
             Input::Owned { link, runs } => self.owned(link, runs),
             Input::Blocked { runs } => runs.into_iter().for_each(|run| self.add_job(run, Job::offer())),
-            Input::Delivered { queue, deliveries } => self.delivered(queue, deliveries),
+            Input::Delivered { queue: HintQueue { kind, queue }, deliveries } => match kind {
+                HintKind::Run => self.delivered(queue, deliveries),
+                HintKind::Step => self.step_hints(queue, deliveries),
+            },
             Input::Noticed(notice) => self.noticed(notice),
             Input::TimersDue(due) => {
                 due.into_iter()
@@ -471,9 +616,21 @@ impl Node {
             Input::LoadedForAsk { ask, events } => self.loaded_for_ask(ask, events),
             Input::AsksFound(rows) => self.asks_found(rows),
             Input::AskRelayed { ask, answer } => self.ask_relayed(ask, answer),
+            Input::Check { check, target, run, events, wait } => {
+                self.check(check, target, (run, events), wait);
+            }
+            Input::CheckOver(check) => self.check_over(check),
+            Input::Steps(input) => self.steps_in(input),
+            Input::OutboxFound(found) => self.outbox_found(found),
+            Input::SourceLoaded { run, seqs, events } => self.source_loaded(run, &seqs, events),
+            Input::TargetFound { flight, run } => self.target_found(flight, run),
+            Input::AllowedBuilds(allowed) => self.allowed_builds(allowed),
             Input::Drain => self.drain(),
         }
+        self.tell_ready();
         self.pull();
+        self.pull_steps();
+        self.forget_updates();
         outputs.append(&mut self.out);
     }
 
@@ -489,7 +646,7 @@ impl Node {
 
     /// True when nothing is being written or read.
     pub fn is_idle(&self) -> bool {
-        self.starts.is_empty() && self.slots.values().all(Slot::is_idle)
+        self.starts.is_empty() && self.deliveries.is_empty() && self.slots.values().all(Slot::is_idle)
     }
 
     /// The queues that workers connected here take runs from, with room for at least one more.

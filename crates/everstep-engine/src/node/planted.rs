@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
-use everstep_core::{CommandBody, QueueKey, Rejection, RunId, Seq, Write};
+use everstep_core::{CommandBody, Rejection, RunId, Seq, TaskRow, Write};
 use everstep_fault::{Bug, planted};
 use everstep_store::Append;
 
@@ -93,7 +93,7 @@ impl Node {
     }
 
     /// `GreatestIdCursor`.
-    pub(super) fn only_new(&mut self, tasks: &mut Vec<(RunId, QueueKey)>) {
+    pub(super) fn only_new(&mut self, tasks: &mut Vec<(RunId, TaskRow)>) {
         if planted(Bug::GreatestIdCursor) {
             let seen = self.planted.greatest;
             tasks.retain(|(run, _)| seen.is_none_or(|s| *run > s));

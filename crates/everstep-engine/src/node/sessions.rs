@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use everstep_core::{QueueKey, RunId, Seq, SessionId, Timestamp, WorkerInfo};
-use everstep_dispatch::{Delivery, Notice, TaskHint};
+use everstep_core::{QueueKey, RunId, Seq, SessionId, TaskRow, Timestamp, WorkerInfo};
+use everstep_dispatch::{Delivery, HintKind, HintQueue, Notice, TaskHint};
 use everstep_store::{self as store, AskWant, SessionRow};
 
+use super::builds::{Code, serves};
 use super::slot::Job;
+use super::steps::Work;
 use super::{Node, Output};
 use crate::api::queues_of;
 use crate::{HeldRun, Hello, WorkerIn, WorkerOut};
@@ -20,7 +22,15 @@ pub(super) struct Session {
     pub(super) workflow_types: BTreeSet<String>,
     /// It answers questions.
     pub(super) asks: bool,
+    /// It holds histories against its code.
+    checks: bool,
+    /// It does nothing else.
+    pub(super) check_only: bool,
+    /// What of runs its code may have.
+    pub(super) code: Code,
     slots: u32,
+    /// The queued steps that its worker runs.
+    pub(super) steps: Option<Work>,
     /// Runs that it owns or is about to own.
     pub(super) runs: BTreeSet<RunId>,
     held: Vec<HeldRun>,
@@ -43,6 +53,19 @@ impl Session {
     pub(super) fn speaks_for(&self, queue: &QueueKey, workflow_type: &str) -> bool {
         let stays = self.asks && self.slots > 0;
         stays && self.queues.contains(queue) && self.workflow_types.contains(workflow_type)
+    }
+
+    /// Whether it takes runs at all: one that is leaving does not.
+    pub(super) fn takes_runs(&self) -> bool {
+        self.slots > 0
+    }
+
+    /// Whether histories can be held against its code, for somebody who named this build, or none.
+    pub(super) fn checks_for(&self, namespace: &str, build_id: &str) -> bool {
+        let named = if build_id.is_empty() { self.check_only } else { self.worker.build_id == build_id };
+        let stays = self.check_only || self.slots > 0;
+        let here = self.queues.first().is_some_and(|queue| queue.namespace == namespace);
+        self.checks && named && stays && here
     }
 
     /// Whose questions it can answer without holding their runs; `None` for no one's.
@@ -83,6 +106,7 @@ impl Node {
             namespace: hello.namespace.clone(),
             identity: hello.worker.identity.clone(),
             build_id: hello.worker.build_id.clone(),
+            serves: serves(&hello),
             lease: self.config.lease,
         };
         // A session that is not resumed is named by the row alone; remember which it is.
@@ -126,30 +150,38 @@ impl Node {
             self.out.push(Output::CloseLink { link: old });
             self.untell(old);
             self.asks_lost(old);
+            self.checks_lost(old);
         }
         let queues = queues_of(&hello);
         let message = WorkerOut::Welcome { session_id: id, lease: self.config.lease, resumed };
         self.out.push(Output::ToWorker { link, message });
-        for queue in &queues {
+        for queue in queues.iter().filter(|_| !hello.check_only) {
             let build_id = hello.worker.build_id.clone();
             self.out.push(Output::FindBlocked { queue: queue.clone(), build_id });
         }
         if resumed {
             self.out.push(Output::FindOwned { link, session: id });
         }
+        let now = self.now;
+        let code = Code::of(&hello);
         let session = Session {
             id,
             queues,
             worker: hello.worker,
             workflow_types: hello.workflow_types.into_iter().collect(),
             asks: hello.asks,
+            checks: hello.checks,
+            check_only: hello.check_only,
+            code,
             slots: hello.run_slots,
+            steps: hello.steps.map(|offer| Work::new(offer, resumed, now)),
             runs: BTreeSet::new(),
             held: hello.held,
             resuming: resumed,
             moved: resumed,
         };
         self.sessions.insert(link, session);
+        self.steps_begin(link);
         if self.draining {
             self.out.push(Output::ToWorker { link, message: WorkerOut::Drain });
         }
@@ -234,9 +266,13 @@ impl Node {
             WorkerIn::Draining => {
                 if let Some(session) = self.sessions.get_mut(&link) {
                     session.slots = 0;
+                    session.steps.iter_mut().for_each(Work::close);
                 }
             }
             WorkerIn::Answer { ask, seq, said } => self.said(link, ask, seq, said),
+            WorkerIn::StepSaid { key, said, details } => self.step_said(link, key, said, details),
+            WorkerIn::StepBeat { key, details } => self.step_beat(link, key, details),
+            WorkerIn::Limits { slots, per_second } => self.step_limits(link, slots, per_second),
             WorkerIn::Goodbye => {
                 self.out.push(Output::CloseSession { session: id });
                 self.end_link(link);
@@ -251,6 +287,9 @@ impl Node {
         number: u64,
         until: Result<Option<Timestamp>, store::Error>,
     ) {
+        if until.is_ok() && self.renewals.ends() {
+            tracing::info!("leases are renewed again");
+        }
         if !self.sessions.contains_key(&link) {
             return;
         }
@@ -263,7 +302,8 @@ impl Node {
             }
             Ok(None) => self.close_link(link, "its lease had ended"),
             // Without an answer the worker stops by itself when its lease ends.
-            Err(error) => tracing::warn!(%error, "lease not renewed"),
+            Err(error) if self.renewals.begins() => tracing::warn!(%error, "leases are not renewed"),
+            Err(_) => {}
         }
     }
 
@@ -298,6 +338,7 @@ impl Node {
         }
         self.untell(link);
         self.asks_lost(link);
+        self.checks_lost(link);
     }
 
     /// Forgets what a stream was told, and with it every run that nobody here owns.
@@ -333,14 +374,15 @@ impl Node {
     }
 
     /// Tasks that have waited for longer than a hint takes.
-    pub(super) fn tasks_found(&mut self, mut tasks: Vec<(RunId, QueueKey)>) {
+    pub(super) fn tasks_found(&mut self, mut tasks: Vec<(RunId, TaskRow)>) {
         self.only_new(&mut tasks);
-        for (run_id, queue) in tasks {
-            if self.link_with_credit(&queue).is_some() {
+        for (run_id, task) in tasks {
+            if self.link_for(&task).is_some() {
                 self.status.healed += 1;
                 self.add_job(run_id, Job::offer());
             } else if self.config.hints_shared {
-                self.out.push(Output::Publish(TaskHint { run_id, queue, trace: Default::default() }));
+                let (queue, trace) = (task.queue, Default::default());
+                self.out.push(Output::Publish(TaskHint { run_id, queue, kind: HintKind::Run, trace }));
             }
         }
     }
@@ -355,7 +397,7 @@ impl Node {
                 let max =
                     self.sessions.values().filter(|s| s.queues.contains(&queue)).map(Session::credit).sum();
                 self.pulling.insert(queue.clone());
-                self.out.push(Output::Pull { queue, max });
+                self.out.push(Output::Pull { queue: HintQueue::runs(queue), max });
             }
         }
     }

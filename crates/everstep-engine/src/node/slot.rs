@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Attach, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq,
-    SessionId, TimerKey, WorkerCommit, WriteBasis, decide,
+    Actor, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq, SessionId,
+    Successor, TimerKey, WorkerCommit, WriteBasis, decide,
 };
-use everstep_dispatch::TaskHint;
+use everstep_dispatch::{HintKind, TaskHint};
 use everstep_fault::{Bug, planted};
 use everstep_store::{self as store, Append};
 
+use super::deliveries::Heard;
+use super::steps::StepJob;
+use super::successors::Succession;
 use super::{Node, Output};
 use crate::{Error, WorkerOut};
 
 mod append;
+mod steps;
 mod tell;
 
 /// Jobs decided together at most.
@@ -38,13 +42,36 @@ pub(super) enum Job {
     Fire { timer: TimerKey, verified: bool },
     /// Its owner's session is closed.
     Lose { session: SessionId, verified: bool },
+    /// Something became of an attempt of a queued step.
+    Step { job: StepJob, verified: bool },
+    /// Another run wants something of it, or what became of something that it wanted of another is known.
+    Deliver { flight: u64, command: Box<Command>, verified: bool, told: Told },
     /// Others may have appended: read the tail and tell the owner.
     Look,
+}
+
+/// What came of a [`Job::Deliver`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// No event.
+    Nothing,
+    /// Events.
+    Events,
+    /// The run is of another namespace, so it is not there for the sender.
+    Stranger,
 }
 
 impl Job {
     pub(super) fn offer() -> Self {
         Self::Offer { token: None, verified: false }
+    }
+
+    pub(super) fn delivery(flight: u64, command: Command) -> Self {
+        Self::Deliver { flight, command: Box::new(command), verified: false, told: Told::Nothing }
+    }
+
+    pub(super) fn of_step(job: StepJob) -> Self {
+        Self::Step { job, verified: false }
     }
 }
 
@@ -69,6 +96,8 @@ pub(super) struct Slot {
     /// Somebody else may have left a wake for an owner of this run.
     woken: bool,
     races: u32,
+    /// Nothing is decided while the code is asked about this update, so that what it says holds.
+    pub(super) held: Option<u64>,
 }
 
 /// An append in flight.
@@ -82,6 +111,8 @@ pub(super) struct Writing {
     pub(super) tries: u32,
     /// Nobody knows what became of one of its tries.
     doubtful: bool,
+    /// The run that it starts besides.
+    next: Option<Box<Succession>>,
 }
 
 impl Slot {
@@ -116,6 +147,9 @@ impl Node {
             return self.work(run_id);
         }
         slot.next_number = Some((link, expected.unwrap_or(0).max(commit.number + 1)));
+        if commit.ahead.is_some() {
+            self.break_hold(run_id);
+        }
         self.add_job(run_id, Job::Commit { link, commit, verified: false });
     }
 
@@ -128,7 +162,7 @@ impl Node {
     /// Decides what waits in a run's mailbox, unless a read or write is in flight.
     pub(super) fn work(&mut self, run_id: RunId) {
         let Some(slot) = self.slots.get_mut(&run_id) else { return };
-        if slot.loading || slot.writing.is_some() {
+        if slot.loading || slot.writing.is_some() || slot.held.is_some() {
             return;
         }
         if slot.inbox.is_empty() {
@@ -152,7 +186,7 @@ impl Node {
         let Some(mut run) = slot.run.take() else { return };
         let basis = WriteBasis::of(&run);
         let mut inbox = std::mem::take(&mut slot.inbox);
-        let mut batch = Batch { events: Vec::new(), jobs: Vec::new(), look: false };
+        let mut batch = Batch { events: Vec::new(), jobs: Vec::new(), look: false, follows: None };
         while let Some(job) = inbox.pop_front() {
             if batch.jobs.len() >= JOBS_MAX {
                 inbox.push_front(job);
@@ -174,7 +208,7 @@ impl Node {
             slot.run = Some(run);
         }
         if wrote {
-            self.write(run_id, basis, batch);
+            self.write_with(run_id, basis, batch);
         } else {
             self.answer(run_id, batch.jobs);
             if look {
@@ -191,7 +225,11 @@ impl Node {
         let before = batch.events.len();
         let (result, again) = match &job {
             Job::Client { command, .. } if self.remembers(run.id(), &command.body) => (Ok(()), None),
-            Job::Client { command, .. } => (apply_decision(run, command, self.now, batch), None),
+            Job::Client { request, command } => {
+                let result = apply_decision(run, command, self.now, batch);
+                let again = self.steps.looks_first(*request, &command.body, &result).then(|| job.clone());
+                (result, again)
+            }
             Job::Commit { link, commit, verified } => {
                 let session = self.sessions.get(link)?;
                 // The sender has seen more than is known here: the log decides whether it is the owner.
@@ -225,6 +263,13 @@ impl Node {
                 let result = apply_decision(run, &command, self.now, batch);
                 (result, (!verified).then_some(Job::Lose { session: *session, verified: true }))
             }
+            Job::Step { job, verified } => {
+                let result = self.decide_step(run, job, batch);
+                (result, (!verified).then(|| Job::Step { job: job.clone(), verified: true }))
+            }
+            Job::Deliver { flight, command, verified, .. } => {
+                return self.decide_delivery(run, (*flight, command, *verified), batch);
+            }
             Job::Look => {
                 batch.look = true;
                 (Ok(()), None)
@@ -237,15 +282,38 @@ impl Node {
         None
     }
 
+    /// As [`decide_job`](Self::decide_job), for what another run says.
+    fn decide_delivery(
+        &self,
+        run: &mut Run,
+        (flight, command, verified): (u64, &Command, bool),
+        batch: &mut Batch,
+    ) -> Option<Job> {
+        let job =
+            |verified, told| Job::Deliver { flight, command: Box::new(command.clone()), verified, told };
+        if !self.may_hear(flight, run) {
+            batch.jobs.push((job(true, Told::Stranger), Ok(())));
+            return None;
+        }
+        let before = batch.events.len();
+        let result = apply_decision(run, command, self.now, batch);
+        let told = if batch.events.len() > before { Told::Events } else { Told::Nothing };
+        if told == Told::Nothing && !verified && !run.status().is_closed() {
+            return Some(job(true, told));
+        }
+        batch.jobs.push((job(verified, told), result));
+        None
+    }
+
     /// Offers the run to a worker that is connected here and has room.
     fn offer(&mut self, run: &mut Run, batch: &mut Batch) -> Result<(), Rejection> {
         let blocked = run.status() == everstep_core::RunStatus::Blocked;
         if self.draining || (!run.needs_worker() && !blocked) {
             return Err(Rejection::NotRunnable);
         }
-        let Some(link) = self.link_with_credit(&run.queue()) else { return Err(Rejection::NotRunnable) };
+        let Some(link) = self.link_for_run(run) else { return Err(Rejection::NotRunnable) };
+        let Some(attach) = self.attach_of(link, run) else { return Err(Rejection::NotRunnable) };
         let Some(session) = self.sessions.get_mut(&link) else { return Err(Rejection::NotRunnable) };
-        let attach = Attach { session: session.id, worker: session.worker.clone() };
         let actor = Actor::Worker(session.worker.identity.clone());
         let command = Command { id: self.ids.command_id(), actor, body: CommandBody::Attach(attach) };
         apply_decision(run, &command, self.now, batch)?;
@@ -256,11 +324,18 @@ impl Node {
     }
 
     /// The room that the run was meant for is taken meanwhile: whoever has some next gets the hint. Without it
-    /// the run would wait for the next look at its task, and each one that comes to nothing doubles the wait.
+    /// the run would wait for the next look at its task, and each one that comes to nothing doubles the wait. Where
+    /// nobody has the code, the hint would come back at once, and again and again.
     fn offer_again(&mut self, run: &Run) {
-        if run.needs_worker() && (self.config.hints_shared || !self.config.shared) {
+        let there = run.needs_worker() && self.is_served_here(&run.task());
+        if there && (self.config.hints_shared || !self.config.shared) {
             let trace = run.start().trace.of_run(run.id());
-            self.out.push(Output::Publish(TaskHint { run_id: run.id(), queue: run.queue(), trace }));
+            self.out.push(Output::Publish(TaskHint {
+                run_id: run.id(),
+                queue: run.queue(),
+                kind: HintKind::Run,
+                trace,
+            }));
         }
     }
 
@@ -362,6 +437,8 @@ impl Node {
                     self.out.push(Output::ToWorker { link, message });
                 }
                 Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
+                Job::Deliver { flight, .. } => self.heard(flight, Heard::Nobody),
+                Job::Step { job, .. } => self.step_decided(&job, Err(job.not_found())),
                 _ => {}
             }
         }
@@ -373,6 +450,8 @@ struct Batch {
     events: Vec<Event>,
     jobs: Vec<(Job, Result<(), Rejection>)>,
     look: bool,
+    /// The run to start in the same append.
+    follows: Option<Box<Successor>>,
 }
 
 fn apply_decision(
@@ -382,6 +461,9 @@ fn apply_decision(
     batch: &mut Batch,
 ) -> Result<(), Rejection> {
     let decision = decide(run, command, now)?;
+    if decision.follows.is_some() {
+        batch.follows = decision.follows;
+    }
     for event in decision.events {
         // The core decides only what it can apply; a breach is a bug that must not reach the log.
         if let Err(problem) = run.apply(&event)
@@ -396,11 +478,7 @@ fn apply_decision(
 
 /// Whether the event may have come from a node that was not the owner's, which then left a wake.
 fn may_wake(run: RunId, event: &Event) -> bool {
-    use everstep_core::EventBody::{CancelRequested, SignalReceived, StepResolved, TimerFired};
-    let told = matches!(
-        event.body,
-        SignalReceived { .. } | CancelRequested { .. } | TimerFired { .. } | StepResolved(_)
-    );
+    let told = event.body.is_news_from_outside();
     told && event.epoch > 0 && event.command_id.worker_commit(run).is_none()
 }
 

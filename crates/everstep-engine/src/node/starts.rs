@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Attach, Command, CommandBody, CurrentRun, Event, KnownRequest, Run, RunId, StartDecision,
+    Actor, ChildStart, Command, CommandBody, CurrentRun, Event, KnownRequest, Run, RunId, StartDecision,
     StartRun, Write, WriteBasis, decide, decide_start, start_body_hash,
 };
 use everstep_fault::{Bug, planted};
@@ -22,11 +22,20 @@ const RACES_MAX: u32 = 5;
 /// Tries of an append, after which the caller is told that the store does not answer.
 const TRIES_MAX: u32 = 8;
 
+/// Who hears what comes of a start.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    /// A client, by its request.
+    Client(u64),
+    /// Another run, whose child it is to be.
+    Parent(u64),
+}
+
 /// A start in progress.
 #[derive(Debug)]
 pub(super) struct StartJob {
-    request: u64,
-    start: Box<StartRun>,
+    asked: Asked,
+    pub(super) start: Box<StartRun>,
     run_id: RunId,
     seed: u64,
     races: u32,
@@ -41,6 +50,10 @@ pub(super) struct StartJob {
     prepared: Option<(Run, Append)>,
     /// Waiting for the history of the run to terminate: the first event and who holds the workflow id.
     terminating: Option<(Box<Event>, RunId)>,
+    /// Waiting for the history of the closed run that holds the workflow id.
+    pub(super) looking: Option<CurrentRun>,
+    /// The closed run that was looked at.
+    pub(super) looked_at: Option<RunId>,
     replied: bool,
 }
 
@@ -64,9 +77,20 @@ impl Node {
         }
         let run_id = self.ids.run_id(self.now);
         let seed = self.ids.number();
+        self.begin_start(Asked::Client(request), start, (run_id, seed));
+    }
+
+    /// Begins the start of a child, whose run id and seed follow from its parent's history.
+    pub(super) fn start_child(&mut self, flight: u64, child: ChildStart) {
+        let ChildStart { start, run_id, seed, .. } = child;
+        let run_id = if planted(Bug::ChildIdRandom) { self.ids.run_id(self.now) } else { run_id };
+        self.begin_start(Asked::Parent(flight), Box::new(start), (run_id, seed));
+    }
+
+    fn begin_start(&mut self, asked: Asked, start: Box<StartRun>, (run_id, seed): (RunId, u64)) {
         let ticket = self.ticket();
         let job = StartJob {
-            request,
+            asked,
             start,
             run_id,
             seed,
@@ -77,13 +101,20 @@ impl Node {
             overtaken: false,
             prepared: None,
             terminating: None,
+            looking: None,
+            looked_at: None,
             replied: false,
         };
         self.starts.insert(ticket, job);
         self.decide_start(ticket, None, None);
     }
 
-    fn decide_start(&mut self, ticket: u64, current: Option<CurrentRun>, known: Option<KnownRequest>) {
+    pub(super) fn decide_start(
+        &mut self,
+        ticket: u64,
+        current: Option<CurrentRun>,
+        known: Option<KnownRequest>,
+    ) {
         let Some(job) = self.starts.get_mut(&ticket) else { return };
         if known.is_some_and(|k| k.run_id == job.run_id) {
             // Our own append was committed after all; its answer was lost.
@@ -91,6 +122,10 @@ impl Node {
             self.finish_start(ticket, Ok(Started { run_id, started: true }));
             return self.add_job(run_id, Job::Look);
         }
+        if known.is_none() && self.looks_at_holder(ticket, current) {
+            return;
+        }
+        let Some(job) = self.starts.get_mut(&ticket) else { return };
         match decide_start(&job.start, (job.run_id, job.seed), current, known, self.now) {
             Err(rejection) => self.finish_start(ticket, Err(rejection.into())),
             Ok(StartDecision::Existing(run_id)) => {
@@ -127,6 +162,7 @@ impl Node {
             Err(e) => return self.finish_start(ticket, Err(store::Error::Corrupt(e.to_string()).into())),
         };
         let mut events = vec![event];
+        self.receive_first(ticket, &mut run, &mut events);
         let claimed = self.attach_at_start(&mut run, &mut events);
         let writes = WriteBasis::NEW.writes(&run, &events);
         let append =
@@ -142,10 +178,10 @@ impl Node {
     }
 
     /// Claims the run for a worker that is connected here, in the append that starts it.
-    fn attach_at_start(&mut self, run: &mut Run, events: &mut Vec<Event>) -> Option<u64> {
-        let link = self.link_with_credit(&run.queue())?;
+    pub(super) fn attach_at_start(&mut self, run: &mut Run, events: &mut Vec<Event>) -> Option<u64> {
+        let link = self.link_for(&run.task())?;
+        let attach = self.attach_of(link, run)?;
         let session = self.sessions.get_mut(&link)?;
-        let attach = Attach { session: session.id, worker: session.worker.clone() };
         let actor = Actor::Worker(session.worker.identity.clone());
         let command = Command { id: self.ids.command_id(), actor, body: CommandBody::Attach(attach) };
         let decision = decide(run, &command, self.now).ok()?;
@@ -163,6 +199,9 @@ impl Node {
         for job in self.starts.values_mut().filter(|job| job.is_for(run)) {
             job.overtaken = true;
         }
+        if let Some(overtaken) = self.successors.get_mut(&run) {
+            *overtaken = true;
+        }
     }
 
     /// The verdict on a start's append.
@@ -170,7 +209,7 @@ impl Node {
         let Some(job) = self.starts.get_mut(&ticket) else { return };
         match verdict {
             Verdict::Committed => {
-                let (request, run_id, replied, claimed) = (job.request, job.run_id, job.replied, job.claimed);
+                let (asked, run_id, replied, claimed) = (job.asked, job.run_id, job.replied, job.claimed);
                 let overtaken = job.overtaken;
                 let prepared = job.prepared.take();
                 let terminated = job.terminating.take().map(|(_, holder)| holder);
@@ -178,8 +217,7 @@ impl Node {
                     self.remember_start(&job.start.request_id, run_id);
                 }
                 if !replied {
-                    let result = Ok(Started { run_id, started: true });
-                    self.out.push(Output::Started { request, result });
+                    self.start_answer(asked, Ok(Started { run_id, started: true }));
                 }
                 if let Some((run, append)) = prepared {
                     self.adopt_started(run, append, claimed, overtaken);
@@ -269,7 +307,10 @@ impl Node {
 
     /// The history of the run to terminate.
     pub(super) fn loaded_for_start(&mut self, ticket: u64, events: Result<Vec<Event>, store::Error>) {
-        let Some(job) = self.starts.get(&ticket) else { return };
+        let Some(job) = self.starts.get_mut(&ticket) else { return };
+        if let Some(holder) = job.looking.take() {
+            return self.looked_at_holder(ticket, holder, events);
+        }
         let Some((event, holder)) = job.terminating.clone() else { return };
         let events = match events {
             Ok(events) => events,
@@ -310,15 +351,23 @@ impl Node {
             && !job.replied
         {
             job.replied = true;
-            self.out.push(Output::Started { request: job.request, result });
+            let asked = job.asked;
+            self.start_answer(asked, result);
         }
     }
 
-    fn finish_start(&mut self, ticket: u64, result: Result<Started, Error>) {
+    pub(super) fn finish_start(&mut self, ticket: u64, result: Result<Started, Error>) {
         if let Some(job) = self.starts.remove(&ticket)
             && !job.replied
         {
-            self.out.push(Output::Started { request: job.request, result });
+            self.start_answer(job.asked, result);
+        }
+    }
+
+    fn start_answer(&mut self, asked: Asked, result: Result<Started, Error>) {
+        match asked {
+            Asked::Client(request) => self.out.push(Output::Started { request, result }),
+            Asked::Parent(flight) => self.child_heard(flight, result),
         }
     }
 }

@@ -2,15 +2,21 @@
 //! with a default, never renamed, never given another meaning. Instants and durations are microseconds.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use everstep_core::{
-    BlockKind, Blocked, DetachReason, DoubtPolicy, Duration, Failure, Payload, Resolution, RunStarted, Seq,
-    SessionId, StepResolved, TimerKey, TimerKind, Timestamp, TraceContext,
+    BlockKind, Blocked, DetachReason, DoubtPolicy, Duration, Failure, Origin, ParentLink, Payload,
+    Resolution, RetryPolicy, RunId, RunStarted, Seq, SessionId, StepResolved, TimerKey, TimerKind, Timestamp,
+    TraceContext,
 };
 use serde::{Deserialize, Serialize};
 
-type Text<'a> = Cow<'a, str>;
+use super::attrs_notes::{self, AttributesAttrs, MemoAttrs};
+use super::attrs_runs::ParentAttrs;
+use super::attrs_succession::{HeardAttrs, RetryAttrs, is_zero};
+
+pub(super) type Text<'a> = Cow<'a, str>;
 
 fn is_false(flag: &bool) -> bool {
     !*flag
@@ -30,6 +36,26 @@ pub(super) struct Started<'a> {
     traceparent: Text<'a>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     tracestate: Text<'a>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start_at_us: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry: Option<RetryAttrs<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<ParentAttrs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<RunId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first: Option<RunId>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    run_attempt: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    heard: Vec<HeardAttrs<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    step_retry: Option<RetryAttrs<'a>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: AttributesAttrs<'a>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    memo: MemoAttrs<'a>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,6 +63,8 @@ pub(super) struct Attached<'a> {
     pub(super) session: SessionId,
     pub(super) identity: Text<'a>,
     pub(super) build_id: Text<'a>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) pinned: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,6 +123,8 @@ pub(super) struct Failed<'a> {
     pub(super) failure: FailureAttrs<'a>,
     #[serde(default, skip_serializing_if = "<[Seq]>::is_empty")]
     pub(super) unconsumed: Cow<'a, [Seq]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) retried_by: Option<RunId>,
 }
 
 /// A failure without its own details, which are the event's payload.
@@ -121,7 +151,7 @@ struct CauseAttrs<'a> {
 
 /// A cause's payload: as text where it is UTF-8, else in hexadecimal.
 #[derive(Serialize, Deserialize)]
-struct DetailsAttrs<'a> {
+pub(super) struct DetailsAttrs<'a> {
     encoding: Text<'a>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     text: Option<Text<'a>>,
@@ -145,6 +175,7 @@ pub(super) enum TimerWord {
     Timer,
     Retry,
     RunTimeout,
+    Start,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -221,7 +252,13 @@ impl<'a> From<&'a RunStarted> for Started<'a> {
             run_timeout,
             seed,
             trace: TraceContext { traceparent, tracestate },
+            start_at,
+            retry,
+            origin: Origin { parent, previous, first, attempt, heard },
+            step_retry,
+            notes,
         } = s;
+        let (attributes, memo) = attrs_notes::encode(notes);
         Self {
             namespace: namespace.into(),
             workflow_id: workflow_id.into(),
@@ -232,6 +269,16 @@ impl<'a> From<&'a RunStarted> for Started<'a> {
             seed: *seed,
             traceparent: traceparent.into(),
             tracestate: tracestate.into(),
+            start_at_us: *start_at,
+            retry: retry.as_ref().map(RetryAttrs::from),
+            parent: parent.as_ref().map(ParentAttrs::from),
+            previous: *previous,
+            first: *first,
+            run_attempt: *attempt,
+            heard: heard.iter().map(HeardAttrs::from).collect(),
+            step_retry: step_retry.as_ref().map(RetryAttrs::from),
+            attributes,
+            memo,
         }
     }
 }
@@ -252,6 +299,17 @@ impl From<Started<'_>> for RunStarted {
                 traceparent: s.traceparent.into_owned(),
                 tracestate: s.tracestate.into_owned(),
             },
+            start_at: s.start_at_us,
+            retry: s.retry.map(RetryPolicy::from),
+            origin: Origin {
+                parent: s.parent.map(ParentLink::from),
+                previous: s.previous,
+                first: s.first,
+                attempt: s.run_attempt,
+                heard: s.heard.into_iter().map(HeardAttrs::heard).collect(),
+            },
+            step_retry: s.step_retry.map(RetryPolicy::from),
+            notes: attrs_notes::decode(s.attributes, s.memo),
         }
     }
 }
@@ -413,6 +471,7 @@ impl From<TimerKind> for TimerWord {
             TimerKind::Timer => Self::Timer,
             TimerKind::Retry => Self::Retry,
             TimerKind::RunTimeout => Self::RunTimeout,
+            TimerKind::Start => Self::Start,
         }
     }
 }
@@ -423,6 +482,7 @@ impl TimerWord {
             Self::Timer => TimerKind::Timer,
             Self::Retry => TimerKind::Retry,
             Self::RunTimeout => TimerKind::RunTimeout,
+            Self::Start => TimerKind::Start,
         };
         TimerKey { kind, id }
     }

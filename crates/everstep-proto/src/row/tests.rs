@@ -1,10 +1,14 @@
 //! Every event survives the row, and the row's text does not drift.
 
+mod between;
+mod queued;
+mod succession;
+
 use bytes::Bytes;
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, DetachReason, DoubtPolicy, Duration, Event, EventBody, Failure,
     OpId, Payload, Resolution, RunId, RunStarted, SessionId, StepResolved, TimerKey, TimerKind, Timestamp,
-    TraceContext, WorkerInfo,
+    TraceContext, UpdateOutcome, WorkerInfo,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -72,7 +76,12 @@ fn op() -> impl Strategy<Value = OpId> {
 }
 
 fn timer_key() -> impl Strategy<Value = TimerKey> {
-    let kind = prop_oneof![Just(TimerKind::Timer), Just(TimerKind::Retry), Just(TimerKind::RunTimeout)];
+    let kind = prop_oneof![
+        Just(TimerKind::Timer),
+        Just(TimerKind::Retry),
+        Just(TimerKind::RunTimeout),
+        Just(TimerKind::Start)
+    ];
     (kind, any::<u32>()).prop_map(|(kind, id)| TimerKey { kind, id })
 }
 
@@ -102,6 +111,7 @@ fn started() -> impl Strategy<Value = EventBody> {
                     run_timeout,
                     seed,
                     trace: TraceContext { traceparent: t.0, tracestate: t.1 },
+                    ..RunStarted::default()
                 }))
             },
         )
@@ -172,6 +182,17 @@ fn step_body() -> impl Strategy<Value = EventBody> {
         op().prop_map(|timer| EventBody::TimerCanceled { timer }),
         (column(), any::<u32>())
             .prop_map(|(change_id, version)| EventBody::VersionMarked { change_id, version }),
+        (text(), column(), payload()).prop_map(|(update_id, name, input)| EventBody::UpdateAccepted {
+            update_id,
+            name,
+            input
+        }),
+        (any::<u64>(), text(), payload()).prop_map(|(accepted, update_id, result)| {
+            EventBody::UpdateCompleted { accepted, update_id, outcome: UpdateOutcome::Completed(result) }
+        }),
+        (any::<u64>(), text(), failure()).prop_map(|(accepted, update_id, failure)| {
+            EventBody::UpdateCompleted { accepted, update_id, outcome: UpdateOutcome::Failed(failure) }
+        }),
         (column(), text(), payload()).prop_map(|(name, signal_id, input)| EventBody::SignalReceived {
             name,
             signal_id,
@@ -190,26 +211,39 @@ fn run_body() -> impl Strategy<Value = EventBody> {
     prop_oneof![
         started(),
         blocked(),
-        (any::<u128>(), text(), text()).prop_map(|(session, identity, build_id)| EventBody::WorkerAttached {
-            session: SessionId::from_uuid(Uuid::from_u128(session)),
-            worker: WorkerInfo { identity, build_id }
+        (any::<u128>(), text(), text(), any::<bool>()).prop_map(|(session, identity, build_id, pinned)| {
+            EventBody::WorkerAttached {
+                session: SessionId::from_uuid(Uuid::from_u128(session)),
+                worker: WorkerInfo { identity, build_id },
+                pinned,
+            }
         }),
         reason.prop_map(|reason| EventBody::WorkerDetached { reason }),
         text().prop_map(|reason| EventBody::CancelRequested { reason }),
         text().prop_map(|build_id| EventBody::RunUnblocked { build_id }),
         (payload(), seqs()).prop_map(|(result, unconsumed)| EventBody::RunCompleted { result, unconsumed }),
-        (failure(), seqs()).prop_map(|(failure, unconsumed)| EventBody::RunFailed { failure, unconsumed }),
+        (failure(), seqs()).prop_map(|(failure, unconsumed)| EventBody::RunFailed {
+            failure,
+            unconsumed,
+            retried_by: None
+        }),
         text().prop_map(|details| EventBody::RunCanceled { details }),
         text().prop_map(|reason| EventBody::RunTerminated { reason }),
-        Just(EventBody::RunTimedOut),
+        Just(EventBody::RunTimedOut { retried_by: None }),
+        succession::followed(),
+        succession::ends(),
         "[a-z]{1,10}".prop_map(|kind| EventBody::Ignored { kind }),
     ]
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let actor =
-        prop_oneof![Just(Actor::System), column().prop_map(Actor::Client), column().prop_map(Actor::Worker)];
-    let body = prop_oneof![step_body(), run_body()];
+    let actor = prop_oneof![
+        Just(Actor::System),
+        column().prop_map(Actor::Client),
+        column().prop_map(Actor::Worker),
+        any::<u128>().prop_map(|id| Actor::Run(RunId::from_uuid(Uuid::from_u128(id))))
+    ];
+    let body = prop_oneof![4 => step_body(), 4 => run_body(), 1 => queued::bodies(), 1 => between::bodies()];
     (any::<u64>(), instant(), any::<u32>(), any::<u128>(), actor, body).prop_map(
         |(seq, at, epoch, command, actor, body)| Event {
             seq,
@@ -342,6 +376,32 @@ fn rows_keep_their_text() {
             format!("8 2 {id} StepResolved Some(\"charge\") Some(3) Some(1) {at} client:ann | {rest}")
         );
     }
+    let update_id = "u-1".to_owned();
+    let accepted = EventBody::UpdateAccepted { update_id, name: "add".to_owned(), input: Payload::json("1") };
+    let completed =
+        |outcome| EventBody::UpdateCompleted { accepted: 8, update_id: "u-1".to_owned(), outcome };
+    for (body, rest) in [
+        (
+            accepted,
+            format!(
+                "UpdateAccepted Some(\"add\") None None {at} client:ann | {{\"update_id\":\"u-1\"}} | Some(\"json\") Some(b\"1\")"
+            ),
+        ),
+        (
+            completed(UpdateOutcome::Completed(Payload::json("2"))),
+            format!(
+                "UpdateCompleted None None None {at} client:ann | {{\"update_id\":\"u-1\",\"accepted\":8}} | Some(\"json\") Some(b\"2\")"
+            ),
+        ),
+        (
+            completed(UpdateOutcome::Failed(Failure::new("Lost", "no"))),
+            format!(
+                "UpdateCompleted None None None {at} client:ann | {{\"update_id\":\"u-1\",\"accepted\":8,\"failure\":{{\"kind\":\"Lost\",\"message\":\"no\"}}}} | None None"
+            ),
+        ),
+    ] {
+        assert_eq!(line(&event(9, Actor::Client("ann".to_owned()), body)), format!("9 2 {id} {rest}"));
+    }
     let marked = EventBody::VersionMarked { change_id: "fee".to_owned(), version: 1 };
     assert_eq!(
         line(&event(5, Actor::Worker("w-1".to_owned()), marked)),
@@ -372,6 +432,7 @@ fn rows_keep_their_text() {
         run_timeout: Some(Duration::from_secs(1)),
         seed: u64::MAX,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     }));
     assert_eq!(
         line(&event(1, Actor::Client("ci".to_owned()), started)),
@@ -381,6 +442,16 @@ fn rows_keep_their_text() {
              \"seed\":18446744073709551615}} | None None"
         )
     );
+    let attached = |pinned| EventBody::WorkerAttached {
+        session: SessionId::from_uuid(Uuid::from_u128(7)),
+        worker: WorkerInfo { identity: "w".to_owned(), build_id: "b".to_owned() },
+        pinned,
+    };
+    for (pinned, more) in [(false, ""), (true, ",\"pinned\":true")] {
+        let text = line(&event(2, Actor::System, attached(pinned)));
+        let attrs = format!("{{\"session\":\"{id}\",\"identity\":\"w\",\"build_id\":\"b\"{more}}}");
+        assert!(text.contains(&format!("| {attrs} |")), "{text}");
+    }
 }
 
 #[test]
@@ -389,13 +460,15 @@ fn a_deep_chain_of_causes_comes_back() {
         cause: Some(Box::new(cause)),
         ..Failure::new(format!("K{i}"), "")
     });
-    let before = event(2, Actor::System, EventBody::RunFailed { failure: deep, unconsumed: vec![] });
+    let before =
+        event(2, Actor::System, EventBody::RunFailed { failure: deep, unconsumed: vec![], retried_by: None });
     assert_eq!(EventRow::encode(run(), &before).decode().unwrap(), before);
 }
 
 #[test]
 fn a_newer_kind_is_refused_unless_marked() {
-    let mut row = EventRow::encode(run(), &event(3, Actor::System, EventBody::RunTimedOut));
+    let mut row =
+        EventRow::encode(run(), &event(3, Actor::System, EventBody::RunTimedOut { retried_by: None }));
     row.kind = "RunPaused".to_owned();
     row.attrs = Some("{\"why\":[1],\"may_ignore\":true}".to_owned());
     let ignored = row.clone().decode().unwrap();

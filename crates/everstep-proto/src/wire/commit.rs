@@ -7,6 +7,7 @@ use super::{
     decode_payload, decode_retry_policy, decode_timestamp, encode_blocked, encode_doubt_policy,
     encode_duration, encode_failure, encode_payload, encode_retry_policy, encode_timestamp, parse_id,
 };
+use super::{child, notes, queued, succession, update};
 use crate::api::{self, command::Command};
 
 /// A commit as the wire has it.
@@ -65,13 +66,24 @@ fn encode_command(command: &CommitCommand) -> api::Command {
                 attempt: *attempt,
                 elapsed: Some(encode_duration(*elapsed)),
                 failure: Some(encode_failure(failure)),
-                retry_policy: Some(encode_retry_policy(policy)),
+                retry_policy: policy.as_ref().map(encode_retry_policy),
             })
         }
+        CommitCommand::ScheduleStep(wanted) => Command::ScheduleStep(queued::encode_schedule_step(wanted)),
+        CommitCommand::CancelStep { step } => Command::CancelStep(api::CancelStep { step_id: step.0 }),
         CommitCommand::StartTimer { timer, delay } => {
             Command::StartTimer(api::StartTimer { timer_id: timer.0, delay: Some(encode_duration(*delay)) })
         }
         CommitCommand::CancelTimer { timer } => Command::CancelTimer(api::CancelTimer { timer_id: timer.0 }),
+        CommitCommand::StartChild(wanted) => {
+            let wanted = child::encode_child(wanted, false);
+            Command::StartChild(crate::history::ChildScheduled { run_id: String::new(), ..wanted })
+        }
+        CommitCommand::RequestExternal(wanted) => {
+            Command::RequestExternal(child::encode_external(wanted, false))
+        }
+        CommitCommand::CompleteUpdate { accepted, outcome } => update::encode_complete(*accepted, outcome),
+        CommitCommand::Upsert { op, notes } => notes::encode_upsert(*op, notes),
         CommitCommand::MarkVersion { change_id, version } => {
             Command::MarkVersion(api::MarkVersion { change_id: change_id.clone(), version: *version })
         }
@@ -83,6 +95,7 @@ fn encode_command(command: &CommitCommand) -> api::Command {
             failure: Some(encode_failure(failure)),
             unconsumed: unconsumed.clone(),
         }),
+        CommitCommand::ContinueAsNew(next) => Command::ContinueAsNew(succession::encode_continue(next)),
         CommitCommand::CancelRun { details } => {
             Command::CancelRun(api::CancelRunAccepted { details: details.clone() })
         }
@@ -109,15 +122,12 @@ fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
                 result: decode_payload(result),
             }
         }
-        Some(Command::FailStep(api::FailStep { step_id, name, attempt, elapsed, failure, retry_policy })) => {
-            CommitCommand::FailStep {
-                step: OpId(step_id),
-                name,
-                attempt,
-                elapsed: decode_duration("fail_step.elapsed", elapsed.unwrap_or_default())?,
-                failure: decode_failure("fail_step.failure", failure)?,
-                policy: decode_retry_policy("fail_step.retry_policy", retry_policy)?,
-            }
+        Some(Command::FailStep(failed)) => decode_fail_step(failed).map_err(|e| e.within("fail_step"))?,
+        Some(Command::ScheduleStep(wanted)) => {
+            queued::decode_schedule_step(wanted).map_err(|e| e.within("schedule_step"))?
+        }
+        Some(Command::CancelStep(api::CancelStep { step_id })) => {
+            CommitCommand::CancelStep { step: OpId(step_id) }
         }
         Some(Command::StartTimer(api::StartTimer { timer_id, delay })) => {
             let delay = delay.ok_or_else(|| InvalidMessage::missing("start_timer.delay"))?;
@@ -129,6 +139,16 @@ fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
         Some(Command::CancelTimer(api::CancelTimer { timer_id })) => {
             CommitCommand::CancelTimer { timer: OpId(timer_id) }
         }
+        Some(Command::StartChild(wanted)) => {
+            let wanted = child::decode_child(wanted).map_err(|e| e.within("start_child"))?;
+            CommitCommand::StartChild(Box::new(wanted))
+        }
+        Some(Command::RequestExternal(wanted)) => {
+            let wanted = child::decode_external(wanted).map_err(|e| e.within("request_external"))?;
+            CommitCommand::RequestExternal(Box::new(wanted))
+        }
+        Some(Command::CompleteUpdate(completed)) => update::decode_complete(completed)?,
+        Some(Command::Upsert(upsert)) => notes::decode_upsert(upsert).map_err(|e| e.within("upsert"))?,
         Some(Command::MarkVersion(api::MarkVersion { change_id, version })) => {
             CommitCommand::MarkVersion { change_id, version }
         }
@@ -138,6 +158,9 @@ fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
         Some(Command::FailRun(api::FailRun { failure, unconsumed })) => {
             CommitCommand::FailRun { failure: decode_failure("fail_run.failure", failure)?, unconsumed }
         }
+        Some(Command::ContinueAsNew(next)) => {
+            CommitCommand::ContinueAsNew(Box::new(succession::decode_continue(next)?))
+        }
         Some(Command::CancelRun(api::CancelRunAccepted { details })) => CommitCommand::CancelRun { details },
         Some(Command::Park(api::Park {})) => CommitCommand::Park,
         Some(Command::Release(api::Release { reason })) => CommitCommand::Release { reason },
@@ -145,5 +168,18 @@ fn decode_command(wire: api::Command) -> Result<CommitCommand, InvalidMessage> {
             CommitCommand::Block(Box::new(decode_blocked(blocked).map_err(|e| e.within("block"))?))
         }
         None => return Err(InvalidMessage::missing("command")),
+    })
+}
+
+fn decode_fail_step(wire: api::FailStep) -> Result<CommitCommand, InvalidMessage> {
+    let api::FailStep { step_id, name, attempt, elapsed, failure, retry_policy } = wire;
+    let policy = retry_policy.map(|policy| decode_retry_policy("retry_policy", Some(policy))).transpose()?;
+    Ok(CommitCommand::FailStep {
+        step: OpId(step_id),
+        name,
+        attempt,
+        elapsed: decode_duration("elapsed", elapsed.unwrap_or_default())?,
+        failure: decode_failure("failure", failure)?,
+        policy,
     })
 }

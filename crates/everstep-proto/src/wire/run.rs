@@ -1,8 +1,13 @@
 //! Runs, their status, and the request that starts one.
 
-use everstep_core::{ConflictPolicy, ReusePolicy, RunRow, RunStatus, StartRun};
+use std::collections::BTreeMap;
 
-use super::{InvalidKind, InvalidMessage, encode_duration, encode_payload, encode_timestamp};
+use everstep_core::{ConflictPolicy, ReusePolicy, RunLink, RunRow, RunStatus, StartRun};
+
+use super::{
+    InvalidKind, InvalidMessage, encode_duration, encode_notes, encode_payload, encode_recorded_policy,
+    encode_timestamp, succession,
+};
 use crate::api;
 
 /// A status as the wire has it.
@@ -15,6 +20,7 @@ pub fn encode_run_status(status: RunStatus) -> api::RunStatus {
         RunStatus::Canceled => api::RunStatus::Canceled,
         RunStatus::Terminated => api::RunStatus::Terminated,
         RunStatus::TimedOut => api::RunStatus::TimedOut,
+        RunStatus::Continued => api::RunStatus::Continued,
     }
 }
 
@@ -31,6 +37,7 @@ pub fn decode_run_status(field: &str, wire: i32) -> Result<RunStatus, InvalidMes
         Ok(api::RunStatus::Canceled) => Ok(RunStatus::Canceled),
         Ok(api::RunStatus::Terminated) => Ok(RunStatus::Terminated),
         Ok(api::RunStatus::TimedOut) => Ok(RunStatus::TimedOut),
+        Ok(api::RunStatus::Continued) => Ok(RunStatus::Continued),
         Ok(api::RunStatus::Unspecified) | Err(_) => Err(unknown(field, wire)),
     }
 }
@@ -95,8 +102,26 @@ pub fn encode_run(row: &RunRow) -> api::Run {
         cancel_requested: *cancel_requested,
         history_events: 0,
         history_warning: false,
+        waits_for_build: String::new(),
+        parent_run_id: String::new(),
+        previous_run_id: String::new(),
+        first_run_id: String::new(),
+        successor_run_id: String::new(),
+        attempt: 0,
+        search_attributes: BTreeMap::new(),
+        memo: BTreeMap::new(),
         in_doubt_steps: Vec::new(),
     }
+}
+
+/// Adds which runs it is linked to.
+pub fn encode_link(run: &mut api::Run, link: &RunLink) {
+    let RunLink { parent, previous, first, successor, attempt } = link;
+    run.parent_run_id = succession::encode_link(parent.map(|(parent, _)| parent));
+    run.previous_run_id = succession::encode_link(*previous);
+    run.first_run_id = succession::encode_link(*first);
+    run.successor_run_id = succession::encode_link(*successor);
+    run.attempt = *attempt;
 }
 
 /// A start request as the wire has it. The trace travels in the call's metadata, see [`crate::trace`].
@@ -109,11 +134,18 @@ pub fn encode_start_run(start: &StartRun) -> api::StartRunRequest {
         input,
         request_id,
         run_timeout,
+        start_delay,
+        retry,
         reuse,
         conflict,
         trace: _,
         identity,
+        origin: _,
+        notes,
+        first: _,
+        defaults: _,
     } = start;
+    let (search_attributes, memo) = encode_notes(notes);
     api::StartRunRequest {
         namespace: namespace.clone(),
         workflow_id: workflow_id.clone(),
@@ -136,6 +168,10 @@ pub fn encode_start_run(start: &StartRun) -> api::StartRunRequest {
         .into(),
         identity: identity.clone(),
         wait: None,
+        memo,
+        search_attributes,
+        start_delay: start_delay.map(encode_duration),
+        retry_policy: retry.as_ref().map(encode_recorded_policy),
     }
 }
 

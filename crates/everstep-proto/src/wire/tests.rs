@@ -1,10 +1,14 @@
 //! Round trips of everything that travels, and what bad messages get.
 
+mod between;
+mod queued;
+mod succession;
+
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, CommitCommand, ConflictPolicy, DetachReason, DoubtPolicy, Duration,
     Event, EventBody, Failure, OpId, Payload, Resolution, RetryPolicy, ReusePolicy, RunId, RunStarted,
-    RunStatus, SessionId, StepResolved, TimerKey, TimerKind, Timestamp, TraceContext, WorkerCommit,
-    WorkerInfo, limits,
+    RunStatus, SessionId, StepResolved, TimerKey, TimerKind, Timestamp, TraceContext, UpdateOutcome,
+    WorkerCommit, WorkerInfo, limits,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -97,6 +101,7 @@ fn started() -> impl Strategy<Value = RunStarted> {
             run_timeout,
             seed,
             trace: TraceContext { traceparent: a, tracestate: b },
+            ..RunStarted::default()
         },
     )
 }
@@ -117,31 +122,47 @@ fn resolved() -> impl Strategy<Value = EventBody> {
     })
 }
 
-fn body() -> impl Strategy<Value = EventBody> {
-    let op = || any::<u32>().prop_map(OpId);
-    let timer_kind = prop_oneof![Just(TimerKind::Timer), Just(TimerKind::Retry), Just(TimerKind::RunTimeout)];
+fn of_the_run() -> impl Strategy<Value = EventBody> {
     let detach = prop_oneof![
         Just(DetachReason::Parked),
         text().prop_map(DetachReason::Released),
         Just(DetachReason::Lost)
     ];
-    let run = prop_oneof![
+    prop_oneof![
         started().prop_map(|s| EventBody::RunStarted(Box::new(s))),
-        (uuid(), text(), text()).prop_map(|(id, identity, build_id)| EventBody::WorkerAttached {
-            session: SessionId::from_uuid(id),
-            worker: WorkerInfo { identity, build_id },
+        (uuid(), text(), text(), any::<bool>()).prop_map(|(id, identity, build_id, pinned)| {
+            EventBody::WorkerAttached {
+                session: SessionId::from_uuid(id),
+                worker: WorkerInfo { identity, build_id },
+                pinned,
+            }
         }),
         detach.prop_map(|reason| EventBody::WorkerDetached { reason }),
         blocked().prop_map(|b| EventBody::RunBlocked(Box::new(b))),
         text().prop_map(|build_id| EventBody::RunUnblocked { build_id }),
         (payload(), vec(any::<u64>(), 0..4))
             .prop_map(|(result, unconsumed)| EventBody::RunCompleted { result, unconsumed }),
-        (failure(), vec(any::<u64>(), 0..4))
-            .prop_map(|(failure, unconsumed)| EventBody::RunFailed { failure, unconsumed }),
+        (failure(), vec(any::<u64>(), 0..4)).prop_map(|(failure, unconsumed)| EventBody::RunFailed {
+            failure,
+            unconsumed,
+            retried_by: None
+        }),
         text().prop_map(|details| EventBody::RunCanceled { details }),
         text().prop_map(|reason| EventBody::RunTerminated { reason }),
-        Just(EventBody::RunTimedOut),
+        Just(EventBody::RunTimedOut { retried_by: None }),
+        succession::followed(),
+        succession::ends(),
         Just(EventBody::Ignored { kind: "Unknown".to_owned() }),
+    ]
+}
+
+fn body() -> impl Strategy<Value = EventBody> {
+    let op = || any::<u32>().prop_map(OpId);
+    let timer_kind = prop_oneof![
+        Just(TimerKind::Timer),
+        Just(TimerKind::Retry),
+        Just(TimerKind::RunTimeout),
+        Just(TimerKind::Start)
     ];
     let within = prop_oneof![
         (op(), text(), any::<u32>(), doubt_policy()).prop_map(|(step, name, attempt, in_doubt)| {
@@ -180,13 +201,29 @@ fn body() -> impl Strategy<Value = EventBody> {
         text().prop_map(|reason| EventBody::CancelRequested { reason }),
         (text(), any::<u32>())
             .prop_map(|(change_id, version)| EventBody::VersionMarked { change_id, version }),
+        (text(), text(), payload()).prop_map(|(update_id, name, input)| EventBody::UpdateAccepted {
+            update_id,
+            name,
+            input
+        }),
+        (any::<u64>(), text(), update_outcome()).prop_map(|(accepted, update_id, outcome)| {
+            EventBody::UpdateCompleted { accepted, update_id, outcome }
+        }),
     ];
-    prop_oneof![run, within]
+    prop_oneof![4 => of_the_run(), 4 => within, 1 => queued::bodies(), 1 => between::bodies()]
+}
+
+fn update_outcome() -> impl Strategy<Value = UpdateOutcome> {
+    prop_oneof![payload().prop_map(UpdateOutcome::Completed), failure().prop_map(UpdateOutcome::Failed)]
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let actor =
-        prop_oneof![text().prop_map(Actor::Client), text().prop_map(Actor::Worker), Just(Actor::System)];
+    let actor = prop_oneof![
+        text().prop_map(Actor::Client),
+        text().prop_map(Actor::Worker),
+        Just(Actor::System),
+        uuid().prop_map(|id| Actor::Run(RunId::from_uuid(id)))
+    ];
     (any::<u64>(), timestamp(), any::<u32>(), uuid(), actor, body()).prop_map(
         |(seq, at, epoch, id, actor, body)| Event {
             seq,
@@ -210,7 +247,7 @@ fn command() -> impl Strategy<Value = CommitCommand> {
                 CommitCommand::CompleteStep { step, name, attempt, elapsed, result }
             }
         ),
-        (op(), text(), any::<u32>(), duration(), failure(), policy()).prop_map(
+        (op(), text(), any::<u32>(), duration(), failure(), proptest::option::of(policy())).prop_map(
             |(step, name, attempt, elapsed, failure, policy)| CommitCommand::FailStep {
                 step,
                 name,
@@ -222,12 +259,17 @@ fn command() -> impl Strategy<Value = CommitCommand> {
         ),
         (op(), duration()).prop_map(|(timer, delay)| CommitCommand::StartTimer { timer, delay }),
         op().prop_map(|timer| CommitCommand::CancelTimer { timer }),
+        queued::commands(),
+        between::commands(),
         (text(), any::<u32>())
             .prop_map(|(change_id, version)| CommitCommand::MarkVersion { change_id, version }),
+        (any::<u64>(), update_outcome())
+            .prop_map(|(accepted, outcome)| CommitCommand::CompleteUpdate { accepted, outcome }),
         (payload(), vec(any::<u64>(), 0..4))
             .prop_map(|(result, unconsumed)| CommitCommand::CompleteRun { result, unconsumed }),
         (failure(), vec(any::<u64>(), 0..4))
             .prop_map(|(failure, unconsumed)| CommitCommand::FailRun { failure, unconsumed }),
+        succession::continues(),
         text().prop_map(|details| CommitCommand::CancelRun { details }),
         Just(CommitCommand::Park),
         text().prop_map(|reason| CommitCommand::Release { reason }),
@@ -331,7 +373,7 @@ fn an_unknown_kind_is_an_error_unless_marked() {
         epoch: 1,
         command_id: CommandId::from_uuid(Uuid::from_u128(5)),
         actor: Actor::System,
-        body: EventBody::RunTimedOut,
+        body: EventBody::RunTimedOut { retried_by: None },
     };
     let mut wire = encode_event(&known, false);
     wire.attributes = None;
@@ -351,9 +393,13 @@ fn a_bad_field_is_named_from_the_root() {
     };
     let field = |command| decode_commit(commit(command)).unwrap_err().field;
     assert_eq!(field(api::Command { command: None }), "commands[1].command");
-    let fail = api::FailStep { failure: Some(history::Failure::default()), ..api::FailStep::default() };
+    let fail = api::FailStep {
+        failure: Some(history::Failure::default()),
+        retry_policy: Some(api::RetryPolicy::default()),
+        ..api::FailStep::default()
+    };
     let fail = api::Command { command: Some(api::command::Command::FailStep(fail)) };
-    assert_eq!(field(fail), "commands[1].fail_step.retry_policy");
+    assert_eq!(field(fail), "commands[1].fail_step.retry_policy.initial_interval");
     let block = api::Command { command: Some(api::command::Command::Block(history::RunBlocked::default())) };
     assert_eq!(field(block), "commands[1].block.kind");
     let bad_id = api::Commit { run_id: "../x".to_owned(), ..commit(api::Command { command: None }) };

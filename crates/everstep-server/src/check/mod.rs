@@ -72,6 +72,11 @@ impl Check {
         if text.is_empty() { Uuid::new_v4().to_string() } else { self.name(field, text) }
     }
 
+    /// The caller's id of an administrative request; it may be empty, for a call of its own.
+    pub(crate) fn request_id(&mut self, text: String) -> String {
+        if text.is_empty() { text } else { self.name("request_id", text) }
+    }
+
     /// Text for people, of at most `max` bytes.
     pub(crate) fn text(&mut self, field: impl Into<String>, text: String, max: usize) -> String {
         if text.len() > max {

@@ -7,11 +7,12 @@
 mod tests;
 
 use everstep_core::{OpId, RunId, validate_name};
-use everstep_store::{DoubtFilter, PageToken, RunFilter};
+use everstep_store::{PageToken, RunFilter};
 use sha2::{Digest, Sha256};
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::steps::Question;
 use crate::{reason, status};
 
 const VERSION: u8 = 1;
@@ -54,32 +55,56 @@ pub(crate) fn namespaces_page(text: &str) -> Result<String, Status> {
 }
 
 /// The token of the page after this step.
-pub(crate) fn steps_token(filter: &DoubtFilter, (run, step): (RunId, OpId)) -> String {
-    token(steps_question(filter), &[&run.as_bytes()[..], &step.0.to_be_bytes()].concat())
+pub(crate) fn steps_token(question: &Question, (run, step): (RunId, OpId)) -> String {
+    token(steps_question(question), &[&run.as_bytes()[..], &step.0.to_be_bytes()].concat())
 }
 
 /// Reads the token of a page of steps; empty for the first page.
 ///
 /// # Errors
 /// `INVALID_PAGE_TOKEN` when it is not a token of this question.
-pub(crate) fn steps_page(filter: &DoubtFilter, text: &str) -> Result<Option<(RunId, OpId)>, Status> {
+pub(crate) fn steps_page(question: &Question, text: &str) -> Result<Option<(RunId, OpId)>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    let position = position(steps_question(filter), text)?;
+    let position = position(steps_question(question), text)?;
     let (run, step) = position.split_at_checked(16).ok_or_else(invalid)?;
     let run = Uuid::from_slice(run).map_err(|_| invalid())?;
     let step: [u8; 4] = step.try_into().map_err(|_| invalid())?;
     Ok(Some((RunId::from_uuid(run), OpId(u32::from_be_bytes(step)))))
 }
 
-fn steps_question(filter: &DoubtFilter) -> [u8; HASH_BYTES] {
-    let DoubtFilter { namespace, run } = filter;
-    hash(&["steps", namespace, &run.map(|run| run.to_string()).unwrap_or_default()].join("\0"))
+fn steps_question(question: &Question) -> [u8; HASH_BYTES] {
+    let Question { namespace, run, task_queue, state } = question;
+    let run = run.map(|run| run.to_string()).unwrap_or_default();
+    let queue = task_queue.as_deref().unwrap_or_default();
+    hash(&["steps", namespace, &run, queue, state.as_str_name()].join("\0"))
+}
+
+/// The token of the page after the queue `last`.
+pub(crate) fn queues_token(namespace: &str, last: &str) -> String {
+    token(queues_question(namespace), last.as_bytes())
+}
+
+/// Reads the token of a page of queues: the name that the page comes after.
+///
+/// # Errors
+/// `INVALID_PAGE_TOKEN` when it is not a token of this question.
+pub(crate) fn queues_page(namespace: &str, text: &str) -> Result<String, Status> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let name = String::from_utf8(position(queues_question(namespace), text)?).map_err(|_| invalid())?;
+    validate_name("page_token", &name).map_err(|_| invalid())?;
+    Ok(name)
+}
+
+fn queues_question(namespace: &str) -> [u8; HASH_BYTES] {
+    hash(&["queues", namespace].join("\0"))
 }
 
 fn runs_question(filter: &RunFilter) -> [u8; HASH_BYTES] {
-    let RunFilter { namespace, workflow_id, workflow_type, statuses } = filter;
+    let RunFilter { namespace, workflow_id, workflow_type, statuses, parent, attributes, waiting } = filter;
     let mut statuses: Vec<&str> = statuses.iter().map(|s| s.as_str()).collect();
     statuses.sort_unstable();
     statuses.dedup();
@@ -91,7 +116,19 @@ fn runs_question(filter: &RunFilter) -> [u8; HASH_BYTES] {
         workflow_type.as_deref().unwrap_or_default(),
         &statuses.join(","),
     ];
-    hash(&parts.join("\0"))
+    let mut question = parts.join("\0");
+    // Who waits changes between two pages; what was asked for does not.
+    if let Some(waiting) = waiting {
+        question.push_str(&format!("\0waiting {}", waiting.build));
+    }
+    if let Some(parent) = parent {
+        question.push_str(&format!("\0parent {parent}"));
+    }
+    // A keyword may hold anything: the text that describes a filter escapes it.
+    for filter in attributes {
+        question.push_str(&format!("\0{filter:?}"));
+    }
+    hash(&question)
 }
 
 fn namespaces_question() -> [u8; HASH_BYTES] {

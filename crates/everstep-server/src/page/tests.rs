@@ -15,6 +15,7 @@ fn filter(namespace: &str, workflow_type: Option<&str>, statuses: &[RunStatus]) 
         workflow_id: None,
         workflow_type: workflow_type.map(str::to_owned),
         statuses: statuses.to_vec(),
+        ..RunFilter::default()
     }
 }
 

@@ -1,23 +1,29 @@
 //! `RunService`: checks what a request says, asks the engine, says what became of it.
 
+mod export;
 mod history;
+mod links;
 mod query;
 pub(crate) mod request;
+mod update;
+mod waits;
+mod with_start;
 
 use std::pin::Pin;
 use std::time::Duration;
 
-use everstep_core::{CommandBody, RunId, RunStatus, limits};
-use everstep_engine::{Closed, Engine, RunSelector};
+use everstep_core::{CommandBody, Rejection, RunId, RunStatus, limits};
+use everstep_engine::{Closed, Engine, Error, RunSelector};
 use everstep_proto::api::{self, run_service_server::RunService};
 use everstep_proto::trace;
-use everstep_proto::wire::{encode_failure, encode_payload, encode_run, encode_run_status};
+use everstep_proto::wire::{encode_failure, encode_notes, encode_payload, encode_run, encode_run_status};
 use everstep_store::{DoubtFilter, RunRecord};
 use futures::Stream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::attributes::Declarations;
 use crate::check::Check;
 use crate::rpc::Deadline;
 use crate::serve::InFlight;
@@ -25,6 +31,9 @@ use crate::{page, reason, status, steps};
 
 /// Before its own deadline a caller is told that the run is still open, so that the answer arrives in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
+
+/// Runs of a chain that a request follows while they end one after the other.
+const SUCCESSORS_MAX: u32 = 8;
 
 /// Steps in doubt that are shown with their run; ListSteps has them all.
 const DOUBTS_SHOWN_MAX: usize = 100;
@@ -34,6 +43,7 @@ const DOUBTS_SHOWN_MAX: usize = 100;
 pub(crate) struct RunApi {
     pub(crate) engine: Engine,
     pub(crate) draining: CancellationToken,
+    pub(crate) declarations: Declarations,
 }
 
 impl RunApi {
@@ -74,22 +84,34 @@ impl RunApi {
                 open = RunStatus::Running;
             }
         }
-        let (status, result, failure) = match closed {
-            Some(Closed { status, result, failure: None }) => (status, Some(encode_payload(&result)), None),
-            Some(Closed { status, failure: Some(failure), .. }) => {
-                (status, None, Some(encode_failure(&failure)))
+        let (status, result, failure, successor) = match closed {
+            Some(Closed { status, result, failure, successor }) => {
+                let result = (status == RunStatus::Completed).then(|| encode_payload(&result));
+                (status, result, failure.as_ref().map(encode_failure), successor)
             }
-            None => (open, None, None),
+            None => (open, None, None, None),
         };
         let status = encode_run_status(status).into();
-        Ok(api::GetResultResponse { run_id: run_id.to_string(), status, result, failure })
+        let successor_run_id = successor.map(|run| run.to_string()).unwrap_or_default();
+        Ok(api::GetResultResponse { run_id: run_id.to_string(), status, result, failure, successor_run_id })
     }
 
     /// Carries out a request to an existing run.
     async fn command(&self, call: request::RunCall, body: CommandBody) -> Result<(), Status> {
-        let run_id = self.find(&call.run).await?;
-        let id = call.command_id(run_id);
-        self.engine.command(run_id, id, call.identity, body).await.map_err(|e| status::of_engine(&e))
+        let mut run_id = self.find(&call.run).await?;
+        for _ in 0..SUCCESSORS_MAX {
+            let (id, identity) = (call.command_id(run_id), call.identity.clone());
+            match self.engine.command(run_id, id, identity, body.clone()).await {
+                // It has gone on in a new run in this very moment: whoever names the workflow id means that one.
+                Err(Error::Rejected(Rejection::RunClosed { successor: Some(next), .. }))
+                    if call.run.run_id.is_none() =>
+                {
+                    run_id = next;
+                }
+                done => return done.map_err(|e| status::of_engine(&e)),
+            }
+        }
+        Err(status::of_engine(&Error::Contention { attempts: SUCCESSORS_MAX }))
     }
 }
 
@@ -109,6 +131,7 @@ impl RunService for RunApi {
         let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
         let in_flight = request.extensions().get::<InFlight>().cloned();
         let (start, wait) = request::start(request.into_inner(), trace)?;
+        self.declarations.check_start(&self.engine, &start.namespace, &start.notes).await?;
         let workflow_id = start.workflow_id.clone();
         let started = self.engine.start_run(start).await.map_err(|e| status::of_engine(&e))?;
         in_flight.iter().for_each(InFlight::settle);
@@ -137,20 +160,33 @@ impl RunService for RunApi {
         let filter = DoubtFilter { namespace: record.row.namespace.clone(), run: Some(record.row.run_id) };
         let doubts = self.engine.store().list_doubts(&filter, None, DOUBTS_SHOWN_MAX).await;
         let doubts = doubts.map_err(|e| status::of_store(&e))?;
+        let notes =
+            self.engine.store().run_notes(record.row.run_id).await.map_err(|e| status::of_store(&e))?;
+        let (search_attributes, memo) = encode_notes(&notes);
         let run = api::Run {
+            waits_for_build: waits::build_of(&self.engine, &record.row).await?,
+            search_attributes,
+            memo,
             in_doubt_steps: doubts.into_iter().map(steps::encode).collect(),
             history_events: record.tail_seq,
             history_warning: record.tail_seq >= limits::HISTORY_EVENTS_WARN,
             ..encode_run(&record.row)
         };
-        Ok(Response::new(api::GetRunResponse { run: Some(run) }))
+        let run = links::show(&**self.engine.store(), vec![run]).await?.pop();
+        Ok(Response::new(api::GetRunResponse { run }))
     }
 
     async fn list_runs(
         &self,
         request: Request<api::ListRunsRequest>,
     ) -> Result<Response<api::ListRunsResponse>, Status> {
-        let (filter, page, size) = request::list(request.into_inner())?;
+        let mut request = request.into_inner();
+        let wanted = std::mem::take(&mut request.attribute_filters);
+        let build = std::mem::take(&mut request.waits_for_build);
+        let (mut filter, page_token, size) = request::list(request)?;
+        filter.attributes = self.declarations.filters(&self.engine, &filter.namespace, wanted).await?;
+        waits::filter(&self.engine, &mut filter, build).await?;
+        let page = page::runs_page(&filter, &page_token)?;
         let store = self.engine.store();
         // One more than asked for tells whether there is another page.
         let mut rows = store.list_runs(&filter, page, size + 1).await.map_err(|e| status::of_store(&e))?;
@@ -164,10 +200,8 @@ impl RunService for RunApi {
             Some(last) if more => page::runs_token(&filter, last.run_id),
             _ => String::new(),
         };
-        Ok(Response::new(api::ListRunsResponse {
-            runs: rows.iter().map(encode_run).collect(),
-            next_page_token,
-        }))
+        let runs = links::show(&**store, rows.iter().map(encode_run).collect()).await?;
+        Ok(Response::new(api::ListRunsResponse { runs, next_page_token }))
     }
 
     type GetHistoryStream = Pin<Box<dyn Stream<Item = Result<api::GetHistoryResponse, Status>> + Send>>;
@@ -192,6 +226,21 @@ impl RunService for RunApi {
         let wanted = history::Wanted { after: after_seq, follow, limit };
         let reader = history::Reader::new(&self.engine, &record, wanted, self.draining.clone());
         Ok(Response::new(Box::pin(reader.stream())))
+    }
+
+    type ExportHistoryStream = Pin<Box<dyn Stream<Item = Result<api::ExportHistoryResponse, Status>> + Send>>;
+
+    async fn export_history(
+        &self,
+        request: Request<api::ExportHistoryRequest>,
+    ) -> Result<Response<Self::ExportHistoryStream>, Status> {
+        let api::ExportHistoryRequest { run } = request.into_inner();
+        let mut check = Check::default();
+        let selector = check.run(run);
+        check.finish()?;
+        let record = self.resolve(&selector).await?;
+        let now = self.engine.store().now().await.map_err(|e| status::of_store(&e))?;
+        Ok(Response::new(Box::pin(export::stream(self, &record, now))))
     }
 
     async fn signal_run(
@@ -241,5 +290,38 @@ impl RunService for RunApi {
     ) -> Result<Response<api::QueryRunResponse>, Status> {
         let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
         query::query(self, request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn update_run(
+        &self,
+        request: Request<api::UpdateRunRequest>,
+    ) -> Result<Response<api::UpdateRunResponse>, Status> {
+        let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
+        update::update(self, request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn get_update(
+        &self,
+        request: Request<api::GetUpdateRequest>,
+    ) -> Result<Response<api::GetUpdateResponse>, Status> {
+        let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
+        update::get(self, request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn signal_with_start_run(
+        &self,
+        request: Request<api::SignalWithStartRunRequest>,
+    ) -> Result<Response<api::SignalWithStartRunResponse>, Status> {
+        let trace = trace::extract(request.metadata());
+        with_start::signal(self, request.into_inner(), trace).await.map(Response::new)
+    }
+
+    async fn update_with_start_run(
+        &self,
+        request: Request<api::UpdateWithStartRunRequest>,
+    ) -> Result<Response<api::UpdateWithStartRunResponse>, Status> {
+        let trace = trace::extract(request.metadata());
+        let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
+        with_start::update(self, request.into_inner(), trace, deadline).await.map(Response::new)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use everstep_engine::{AskTarget, Query};
+use everstep_engine::{AskKind, AskTarget, Query};
 use everstep_proto::api;
 use everstep_proto::wire::encode_payload;
 use tokio::time::Instant;
@@ -37,7 +37,7 @@ pub(super) async fn query(
     let record = runs.resolve(&selector).await?;
     let left = until.saturating_duration_since(Instant::now());
     let answer = tokio::select! {
-        answer = runs.engine.ask(AskTarget::of(&record), Query { name, input }, left) => answer,
+        answer = runs.engine.ask(AskTarget::of(&record), Query { kind: AskKind::Query, name, input }, left) => answer,
         // The caller asks again, and finds another node.
         () = runs.draining.cancelled() => return Err(status::stopping()),
     };

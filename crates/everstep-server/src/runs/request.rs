@@ -5,14 +5,16 @@ use std::time::Duration;
 use everstep_core::{CommandBody, CommandId, RunId, RunStatus, StartRun, TraceContext};
 use everstep_engine::RunSelector;
 use everstep_proto::api;
-use everstep_proto::wire::{conflict_policy, decode_run_status, reuse_policy};
-use everstep_store::{PageToken, RunFilter};
+use everstep_proto::wire::{
+    conflict_policy, decode_duration, decode_notes, decode_recorded_policy, decode_run_status, parse_id,
+    reuse_policy,
+};
+use everstep_store::RunFilter;
 use sha2::{Digest, Sha256};
 use tonic::Status;
 use uuid::{Builder, Variant, Version};
 
 use crate::check::Check;
-use crate::page;
 
 /// Longest description or reason that is taken at all; what the core keeps of it is shorter.
 pub(crate) const REASON_BYTES_MAX: usize = 1 << 20;
@@ -38,6 +40,10 @@ pub(super) fn start(
         conflict_policy: conflict,
         identity,
         wait,
+        start_delay,
+        retry_policy,
+        memo,
+        search_attributes,
     } = request;
     let mut check = Check::default();
     let wait = wait.map_or(Duration::ZERO, |wait| check.wait("wait", Some(wait)));
@@ -49,24 +55,44 @@ pub(super) fn start(
         input: check.payload("input", input),
         request_id: check.id_or_new("request_id", request_id),
         run_timeout: check.run_timeout("run_timeout", run_timeout),
+        start_delay: start_delay
+            .map(|delay| check.take(decode_duration("start_delay", delay)))
+            .filter(|delay| *delay > everstep_core::Duration::ZERO),
+        retry: retry_policy
+            .and_then(|policy| check.take(decode_recorded_policy("retry_policy", policy).map(Some))),
         reuse: check.take(reuse_policy("reuse_policy", reuse)),
         conflict: check.take(conflict_policy("conflict_policy", conflict)),
         trace,
         identity: check.identity("identity", identity),
+        notes: check.take(decode_notes((search_attributes, memo))),
+        ..StartRun::default()
     };
     check.finish()?;
     Ok((start, wait))
 }
 
-/// Reads a list: the filter, where the page begins, and its size.
-pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, Option<PageToken>, usize), Status> {
-    let api::ListRunsRequest { namespace, workflow_id, workflow_type, statuses, page_size, page_token } =
-        request;
+/// Reads a list: the filter without attributes, where the page begins, and its size.
+pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, String, usize), Status> {
+    let api::ListRunsRequest {
+        namespace,
+        workflow_id,
+        workflow_type,
+        statuses,
+        page_size,
+        page_token,
+        parent_run_id,
+        ..
+    } = request;
     let mut check = Check::default();
     let namespace = check.name_or_default("namespace", namespace);
     let mut given = |field: &str, text: String| (!text.is_empty()).then(|| check.name(field, text));
     let workflow_id = given("workflow_id", workflow_id);
     let workflow_type = given("workflow_type", workflow_type);
+    let parent = if parent_run_id.is_empty() {
+        None
+    } else {
+        check.take(parse_id::<RunId>("parent_run_id", &parent_run_id).map(Some))
+    };
     let size = check.page_size(page_size);
     if statuses.len() > STATUSES_MAX {
         let problem = format!("has {} entries, more than the limit of {STATUSES_MAX}", statuses.len());
@@ -79,9 +105,9 @@ pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, Option<P
     wanted.sort_unstable();
     wanted.dedup();
     check.finish()?;
-    let filter = RunFilter { namespace, workflow_id, workflow_type, statuses: wanted };
-    let page = page::runs_page(&filter, &page_token)?;
-    Ok((filter, page, size))
+    let filter =
+        RunFilter { namespace, workflow_id, workflow_type, statuses: wanted, parent, ..RunFilter::default() };
+    Ok((filter, page_token, size))
 }
 
 /// A request to an existing run.
@@ -94,6 +120,11 @@ pub(crate) struct RunCall {
 }
 
 impl RunCall {
+    /// What is known of it already.
+    pub(super) fn new(run: RunSelector, request_id: String, identity: String, kind: &'static str) -> Self {
+        Self { run, request_id, identity, kind }
+    }
+
     /// Reads what every such request has.
     pub(crate) fn read(
         check: &mut Check,

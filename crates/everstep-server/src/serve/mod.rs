@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use everstep_core::NodeId;
 use everstep_engine::Engine;
+use everstep_proto::api::build_service_server::BuildServiceServer;
 use everstep_proto::api::namespace_service_server::NamespaceServiceServer;
+use everstep_proto::api::queue_service_server::QueueServiceServer;
 use everstep_proto::api::run_service_server::RunServiceServer;
 use everstep_proto::api::step_service_server::StepServiceServer;
 use everstep_proto::api::worker_service_server::WorkerServiceServer;
@@ -30,12 +32,16 @@ use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 
 use crate::Error;
+use crate::attributes::Declarations;
+use crate::builds::BuildApi;
 use crate::http::{self, Probe};
 use crate::metrics::Metrics;
 use crate::namespaces::NamespaceApi;
+use crate::queues::QueueApi;
 use crate::rpc::RpcLayer;
 use crate::runs::RunApi;
 use crate::steps::StepApi;
+use crate::steps::token::Deployment;
 use crate::worker::WorkerApi;
 
 pub(crate) use budget::InFlight;
@@ -209,15 +215,28 @@ fn transport(patience: Patience, budget: Budget, metrics: Metrics) -> tonic::tra
 
 fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Routes, Error> {
     let draining = &probe.draining;
-    let runs = RunServiceServer::new(RunApi { engine: engine.clone(), draining: draining.clone() })
-        .max_decoding_message_size(DECODE_BYTES_MAX)
-        .max_encoding_message_size(ENCODE_BYTES_MAX)
-        .accept_compressed(CompressionEncoding::Gzip);
+    let runs = RunServiceServer::new(RunApi {
+        engine: engine.clone(),
+        draining: draining.clone(),
+        declarations: Declarations::default(),
+    })
+    .max_decoding_message_size(DECODE_BYTES_MAX)
+    .max_encoding_message_size(ENCODE_BYTES_MAX)
+    .accept_compressed(CompressionEncoding::Gzip);
     let namespaces = NamespaceServiceServer::new(NamespaceApi { engine: engine.clone() })
         .max_decoding_message_size(DECODE_BYTES_MAX)
         .max_encoding_message_size(ENCODE_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip);
-    let steps = StepServiceServer::new(StepApi { engine: engine.clone() })
+    let deployment = Deployment::default();
+    let queues = QueueServiceServer::new(QueueApi { engine: engine.clone() })
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(ENCODE_BYTES_MAX)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let steps = StepServiceServer::new(StepApi { engine: engine.clone(), deployment: deployment.clone() })
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(ENCODE_BYTES_MAX)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let builds = BuildServiceServer::new(BuildApi::new(engine.clone(), draining.clone()))
         .max_decoding_message_size(DECODE_BYTES_MAX)
         .max_encoding_message_size(ENCODE_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip);
@@ -225,6 +244,7 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
         engine: engine.clone(),
         node_id: options.node_id,
         draining: draining.clone(),
+        deployment,
     })
     .max_decoding_message_size(DECODE_BYTES_MAX)
     .max_encoding_message_size(ENCODE_BYTES_MAX)
@@ -238,6 +258,8 @@ fn routes(engine: &Engine, options: &ServerOptions, probe: &Probe) -> Result<Rou
     let mut routes = Routes::new(runs)
         .add_service(namespaces)
         .add_service(steps)
+        .add_service(queues)
+        .add_service(builds)
         .add_service(workers)
         .add_service(reflection);
     let router = std::mem::take(routes.axum_router_mut());
@@ -266,6 +288,8 @@ async fn say(reporter: &HealthReporter, status: ServingStatus) {
         <RunServiceServer<RunApi> as NamedService>::NAME,
         <NamespaceServiceServer<NamespaceApi> as NamedService>::NAME,
         <StepServiceServer<StepApi> as NamedService>::NAME,
+        <QueueServiceServer<QueueApi> as NamedService>::NAME,
+        <BuildServiceServer<BuildApi> as NamedService>::NAME,
         <WorkerServiceServer<WorkerApi> as NamedService>::NAME,
     ] {
         reporter.set_service_status(service, status).await;

@@ -71,7 +71,13 @@ pub(crate) fn of_rejection(rejection: &Rejection) -> Status {
             message,
             [("what", (*what).to_owned()), ("actual", actual.to_string()), ("limit", limit.to_string())],
         ),
-        Rejection::RunClosed { status } => with_metadata(reason, message, [("status", status.to_string())]),
+        Rejection::RunClosed { status, successor } => {
+            let status = ("status", status.to_string());
+            match successor {
+                Some(run) => with_metadata(reason, message, [status, ("successor", run.to_string())]),
+                None => with_metadata(reason, message, [status]),
+            }
+        }
         Rejection::AlreadyStarted { run_id, status, policy } => with_metadata(
             reason,
             message,
@@ -87,12 +93,16 @@ pub(crate) fn of_rejection(rejection: &Rejection) -> Status {
         Rejection::Fenced { current, sent } => {
             with_metadata(reason, message, [("current", current.to_string()), ("sent", sent.to_string())])
         }
-        Rejection::StepNotInDoubt { step, attempt } => with_metadata(
+        Rejection::StepNotFound { step } => with_metadata(reason, message, [("step_id", step.0.to_string())]),
+        Rejection::StaleAttempt { step, attempt }
+        | Rejection::ResultConflict { step, attempt }
+        | Rejection::StepNotInDoubt { step, attempt } => with_metadata(
             reason,
             message,
             [("step_id", step.0.to_string()), ("attempt", attempt.to_string())],
         ),
         Rejection::AlreadyAttached { .. }
+        | Rejection::WrongBuild { .. }
         | Rejection::NotRunnable
         | Rejection::UnseenEvents { .. }
         | Rejection::NotDue
@@ -112,9 +122,13 @@ pub(crate) fn reason_of(rejection: &Rejection) -> Reason {
         Rejection::Fenced { .. } => reason::FENCED,
         Rejection::AlreadyAttached { .. } => reason::RUN_ALREADY_ATTACHED,
         Rejection::NotRunnable => reason::RUN_NOT_RUNNABLE,
+        Rejection::WrongBuild { .. } => reason::WRONG_BUILD,
         Rejection::UnseenEvents { .. } => reason::UNSEEN_EVENTS,
         Rejection::NotDue => reason::TIMER_NOT_DUE,
         Rejection::StepNotInDoubt { .. } => reason::STEP_NOT_IN_DOUBT,
+        Rejection::StepNotFound { .. } => reason::STEP_NOT_FOUND,
+        Rejection::StaleAttempt { .. } => reason::STALE_ATTEMPT,
+        Rejection::ResultConflict { .. } => reason::RESULT_CONFLICT,
         Rejection::InvalidCommands { .. } => reason::INVALID_COMMANDS,
     }
 }
@@ -133,11 +147,26 @@ pub(crate) fn of_engine(error: &EngineError) -> Status {
         EngineError::QueryFailed { kind, message } => {
             with_metadata(reason::QUERY_FAILED, format!("{kind}: {message}"), [("kind", kind.clone())])
         }
+        EngineError::UpdateRejected { kind, message } => {
+            with_metadata(reason::UPDATE_REJECTED, format!("{kind}: {message}"), [("kind", kind.clone())])
+        }
+        EngineError::UpdateAbandoned(status) => {
+            with_metadata(reason::UPDATE_ABANDONED, error.to_string(), [("status", status.to_string())])
+        }
+        EngineError::UpdateNotFound(id) => with_metadata(
+            reason::UPDATE_NOT_FOUND,
+            format!("no update {}", echo(id)),
+            [("update_id", echo(id))],
+        ),
         EngineError::NoWorker { queue, workflow_type } => with_metadata(
             reason::NO_WORKER,
             error.to_string(),
             [("task_queue", queue.task_queue.clone()), ("workflow_type", workflow_type.clone())],
         ),
+        EngineError::NoCandidate { build_id, .. } => {
+            with_metadata(reason::NO_WORKER, error.to_string(), [("build_id", build_id.clone())])
+        }
+        EngineError::CheckerLost => of(reason::NO_WORKER, error.to_string()),
         EngineError::NoAnswer => of(reason::DEADLINE_EXCEEDED, error.to_string()),
         EngineError::Overloaded => of(reason::OVERLOADED, error.to_string()),
         EngineError::BadToken => of(reason::INVALID_SESSION_TOKEN, error.to_string()),

@@ -79,7 +79,11 @@ fn rejections_have_their_codes() {
             Code::ResourceExhausted,
             "LIMIT_EXCEEDED",
         ),
-        (Rejection::RunClosed { status: RunStatus::Failed }, Code::FailedPrecondition, "RUN_CLOSED"),
+        (
+            Rejection::RunClosed { status: RunStatus::Failed, successor: None },
+            Code::FailedPrecondition,
+            "RUN_CLOSED",
+        ),
         (
             Rejection::AlreadyStarted { run_id: run(), status: RunStatus::Running, policy: "conflict" },
             Code::AlreadyExists,

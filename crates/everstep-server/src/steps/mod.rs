@@ -1,20 +1,43 @@
 //! `StepService`: steps that wait for somebody.
 
+mod list;
 mod request;
+pub(crate) mod token;
 
-use everstep_core::DoubtPolicy;
+use everstep_core::{CommandBody, Duration};
 use everstep_engine::Engine;
 use everstep_proto::api::{self, step_service_server::StepService};
-use everstep_proto::wire::{encode_doubt_policy, encode_timestamp};
-use everstep_store::DoubtRecord;
+use everstep_store::{AttemptKey, BeatAnswer};
 use tonic::{Request, Response, Status};
 
-use crate::{page, status};
+use crate::{page, reason, status};
+pub(crate) use list::{Question, encode};
+use token::{Deployment, TokenOf};
 
 /// The service.
 #[derive(Clone, Debug)]
 pub(crate) struct StepApi {
     pub(crate) engine: Engine,
+    pub(crate) deployment: Deployment,
+}
+
+impl StepApi {
+    async fn attempt(&self, token: &str) -> Result<TokenOf, Status> {
+        let tokens = self.deployment.tokens(&self.engine).await?;
+        tokens
+            .read(token)
+            .ok_or_else(|| status::of(reason::TASK_TOKEN_INVALID, "not a task token of this deployment"))
+    }
+
+    /// Ends an attempt, on behalf of whoever has its token.
+    async fn finish(&self, call: request::Finish) -> Result<(), Status> {
+        let request::Finish { token, end, request_id, identity } = call;
+        let of = self.attempt(&token).await?;
+        let id = of.command_id(&request_id);
+        let TokenOf { run, step, attempt } = of;
+        let body = CommandBody::FinishStep { step, attempt, elapsed: Duration::ZERO, end };
+        self.engine.command(run, id, identity, body).await.map_err(|e| status::of_engine(&e))
+    }
 }
 
 #[tonic::async_trait]
@@ -23,22 +46,21 @@ impl StepService for StepApi {
         &self,
         request: Request<api::ListStepsRequest>,
     ) -> Result<Response<api::ListStepsResponse>, Status> {
-        let (filter, after, size) = request::list(request.into_inner())?;
-        let store = self.engine.store();
+        let (question, after, size) = request::list(request.into_inner())?;
         // One more than asked for tells whether there is another page.
-        let mut found =
-            store.list_doubts(&filter, after, size + 1).await.map_err(|e| status::of_store(&e))?;
+        let mut found = list::list(&self.engine, &question, after, size + 1).await?;
         if found.is_empty() && after.is_none() {
-            let known = store.get_namespace(&filter.namespace).await.map_err(|e| status::of_store(&e))?;
-            known.ok_or_else(|| status::namespace_not_found(&filter.namespace))?;
+            let store = self.engine.store();
+            let known = store.get_namespace(&question.namespace).await.map_err(|e| status::of_store(&e))?;
+            known.ok_or_else(|| status::namespace_not_found(&question.namespace))?;
         }
         let more = found.len() > size;
         found.truncate(size);
         let next_page_token = match found.last() {
-            Some(last) if more => page::steps_token(&filter, (last.run_id, last.doubt.step)),
+            Some((last, _)) if more => page::steps_token(&question, *last),
             _ => String::new(),
         };
-        let steps = found.into_iter().map(encode).collect();
+        let steps = found.into_iter().map(|(_, step)| step).collect();
         Ok(Response::new(api::ListStepsResponse { steps, next_page_token }))
     }
 
@@ -52,21 +74,39 @@ impl StepService for StepApi {
         self.engine.command(run_id, id, call.identity, body).await.map_err(|e| status::of_engine(&e))?;
         Ok(Response::new(api::ResolveStepResponse {}))
     }
-}
 
-/// An attempt in doubt as the wire has it.
-pub(crate) fn encode(record: DoubtRecord) -> api::Step {
-    let DoubtRecord { run_id, workflow_id, task_queue, doubt } = record;
-    let policy: Option<DoubtPolicy> = Some(doubt.policy);
-    api::Step {
-        run_id: run_id.to_string(),
-        workflow_id,
-        step_id: doubt.step.0,
-        name: doubt.name,
-        attempt: doubt.attempt,
-        state: api::StepState::InDoubt.into(),
-        task_queue,
-        since: Some(encode_timestamp(doubt.since)),
-        doubt_policy: encode_doubt_policy(policy).into(),
+    async fn complete_step(
+        &self,
+        request: Request<api::CompleteStepRequest>,
+    ) -> Result<Response<api::CompleteStepResponse>, Status> {
+        self.finish(request::complete(request.into_inner())?).await?;
+        Ok(Response::new(api::CompleteStepResponse {}))
+    }
+
+    async fn fail_step(
+        &self,
+        request: Request<api::FailStepRequest>,
+    ) -> Result<Response<api::FailStepResponse>, Status> {
+        self.finish(request::fail(request.into_inner())?).await?;
+        Ok(Response::new(api::FailStepResponse {}))
+    }
+
+    async fn heartbeat_step(
+        &self,
+        request: Request<api::HeartbeatStepRequest>,
+    ) -> Result<Response<api::HeartbeatStepResponse>, Status> {
+        let (token, details) = request::heartbeat(request.into_inner())?;
+        let TokenOf { run, step, attempt } = self.attempt(&token).await?;
+        let key = AttemptKey { run, step, attempt };
+        let answer = self.engine.store().beat_by_token(key, details.as_ref()).await;
+        let cancel_requested = match answer.map_err(|e| status::of_store(&e))? {
+            BeatAnswer::Going => false,
+            BeatAnswer::Canceled => true,
+            BeatAnswer::Gone => {
+                let over = everstep_core::Rejection::StaleAttempt { step, attempt };
+                return Err(status::of_rejection(&over));
+            }
+        };
+        Ok(Response::new(api::HeartbeatStepResponse { cancel_requested }))
     }
 }

@@ -1,7 +1,7 @@
 //! Questions to the code of runs, on a worker's stream.
 
-use everstep_core::limits;
-use everstep_engine::{Query, Said};
+use everstep_core::{Blocked, limits};
+use everstep_engine::{AskKind, Query, Said};
 use everstep_engine::{WorkerIn, WorkerOut};
 use everstep_proto::api::{self, answer, ask, server_message::Message};
 use everstep_proto::wire::{decode_blocked, decode_failure, encode_duration, encode_payload, parse_id};
@@ -11,8 +11,12 @@ use super::frame::pieces;
 
 /// What Hello's capability is called.
 pub(super) const CAPABILITY: &str = "asks";
+/// The same, of holding histories against the code.
+pub(super) const CHECKS: &str = "checks";
 /// What is kept of a failure's message; it travels in the headers of an answer.
 const MESSAGE_BYTES_MAX: usize = 2_048;
+/// What is kept of either side of a mismatch.
+const SIDE_BYTES_MAX: usize = 800;
 
 /// A question, in pieces of a frame at most.
 pub(super) fn encode(out: WorkerOut) -> Vec<Message> {
@@ -20,9 +24,13 @@ pub(super) fn encode(out: WorkerOut) -> Vec<Message> {
     let mut pieces = pieces(&events, |_| false).into_iter().peekable();
     let mut messages = Vec::new();
     while let Some((_, events)) = pieces.next() {
-        let Query { name, input } = &*query;
+        let Query { kind, name, input } = &*query;
         let more = pieces.peek().is_some();
-        let what = api::Query { name: name.clone(), input: Some(encode_payload(input)) };
+        let (name, input) = (name.clone(), Some(encode_payload(input)));
+        let what = match kind {
+            AskKind::Query => ask::What::Query(api::Query { name, input }),
+            AskKind::Update => ask::What::Validate(api::Validate { name, input }),
+        };
         messages.push(Message::Ask(api::Ask {
             ask_id: ask.to_string(),
             run_id: run_id.to_string(),
@@ -32,7 +40,28 @@ pub(super) fn encode(out: WorkerOut) -> Vec<Message> {
             more,
             wait: Some(encode_duration(wait)),
             // The last piece says what is asked.
-            what: (!more).then_some(ask::What::Query(what)),
+            what: (!more).then_some(what),
+        }));
+    }
+    messages
+}
+
+/// A history to be checked, in pieces of a frame at most.
+pub(super) fn encode_check(out: WorkerOut) -> Vec<Message> {
+    let WorkerOut::Check { check, run_id, events, wait } = out else { return Vec::new() };
+    let mut pieces = pieces(&events, |_| false).into_iter().peekable();
+    let mut messages = Vec::new();
+    while let Some((_, events)) = pieces.next() {
+        let more = pieces.peek().is_some();
+        messages.push(Message::Ask(api::Ask {
+            ask_id: check.to_string(),
+            run_id: run_id.to_string(),
+            epoch: 0,
+            at_least_seq: 0,
+            events,
+            more,
+            wait: Some(encode_duration(wait)),
+            what: (!more).then_some(ask::What::Check(api::CheckHistory {})),
         }));
     }
     messages
@@ -53,12 +82,16 @@ pub(super) fn decode(wire: api::Answer) -> Result<WorkerIn, InvalidMessage> {
         }
         answer::Outcome::Mismatch(blocked) => {
             let blocked = decode_blocked(blocked).map_err(|e| e.within("mismatch"))?;
-            let message = format!(
-                "the code of build '{}' does not fit the run's history at event {}: recorded was {}, the code has {}",
-                blocked.build_id, blocked.at_seq, blocked.expected, blocked.produced
-            );
-            Said::Mismatch(cut(message, MESSAGE_BYTES_MAX))
+            Said::Mismatch(Box::new(Blocked {
+                expected: cut(blocked.expected, SIDE_BYTES_MAX),
+                produced: cut(blocked.produced, SIDE_BYTES_MAX),
+                source: cut(blocked.source, SIDE_BYTES_MAX),
+                hint: cut(blocked.hint, SIDE_BYTES_MAX),
+                build_id: cut(blocked.build_id, limits::NAME_BYTES_MAX),
+                ..blocked
+            }))
         }
+        answer::Outcome::Passed(api::Passed {}) => Said::Passed,
         answer::Outcome::Gone(reason) => Said::Gone(cut(reason, MESSAGE_BYTES_MAX)),
     };
     Ok(WorkerIn::Answer { ask, seq, said })

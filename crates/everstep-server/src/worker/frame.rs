@@ -11,8 +11,9 @@ use everstep_proto::wire::{encode_duration, encode_event};
 use prost::Message as _;
 
 use super::hello::PROTOCOL;
-use super::{asks, token};
+use super::{asks, steps, token};
 use crate::status;
+use crate::steps::token::TaskTokens;
 
 /// A frame is closed once it has this many bytes.
 pub(super) const FRAME_BYTES: usize = 1 << 20;
@@ -26,6 +27,8 @@ pub(super) struct Framer {
     /// Runs that the worker brought along from an earlier stream. What it still has of the commits that it
     /// made there is not known, so nothing is left out of their events.
     held: HashSet<(RunId, Epoch)>,
+    /// For workers that run queued steps.
+    tokens: Option<TaskTokens>,
     messages: Vec<api::ServerMessage>,
     bytes: usize,
     frames: Vec<api::ConnectResponse>,
@@ -33,7 +36,12 @@ pub(super) struct Framer {
 
 impl Framer {
     pub(super) fn new(node_id: NodeId, held: HashSet<(RunId, Epoch)>) -> Self {
-        Self { node_id, held, messages: Vec::new(), bytes: 0, frames: Vec::new() }
+        Self { node_id, held, tokens: None, messages: Vec::new(), bytes: 0, frames: Vec::new() }
+    }
+
+    /// With these tokens for queued steps.
+    pub(super) fn with_tokens(self, tokens: Option<TaskTokens>) -> Self {
+        Self { tokens, ..self }
     }
 
     /// Takes the frames of all that was pushed.
@@ -56,6 +64,9 @@ impl Framer {
                     lease: Some(encode_duration(lease)),
                     resumed,
                     node_id: self.node_id.to_string(),
+                    capabilities: [asks::CAPABILITY, asks::CHECKS, steps::CAPABILITY]
+                        .map(str::to_owned)
+                        .to_vec(),
                 }));
             }
             WorkerOut::HeartbeatAck { number } => {
@@ -87,6 +98,17 @@ impl Framer {
                 }));
             }
             ask @ WorkerOut::Ask { .. } => asks::encode(ask).into_iter().for_each(|piece| self.add(piece)),
+            check @ WorkerOut::Check { .. } => {
+                asks::encode_check(check).into_iter().for_each(|piece| self.add(piece));
+            }
+            step @ (WorkerOut::StepTask(_)
+            | WorkerOut::StepCancel { .. }
+            | WorkerOut::StepAsk(_)
+            | WorkerOut::StepAck { .. }) => {
+                if let Some(message) = steps::encode(step, self.tokens.as_ref()) {
+                    self.add(message);
+                }
+            }
             WorkerOut::Drain => self.add(Message::Drain(api::Drain {})),
             WorkerOut::SessionClosed { reason } => {
                 self.add(Message::SessionClosed(api::SessionClosed { reason: reason.to_owned() }));

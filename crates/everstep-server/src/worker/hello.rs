@@ -9,7 +9,7 @@ use everstep_proto::wire::{decode_worker_info, parse_id};
 use everstep_proto::{InvalidKind, InvalidMessage};
 use tonic::{Status, Streaming};
 
-use super::{asks, token};
+use super::{asks, steps, token};
 use crate::check::Check;
 use crate::{reason, status};
 
@@ -18,6 +18,7 @@ pub(super) const PROTOCOL: u32 = 1;
 const TASK_QUEUES_MAX: usize = 100;
 const WORKFLOW_TYPES_MAX: usize = 1_000;
 const CAPABILITIES_MAX: usize = 100;
+const COMPATIBLE_BUILDS_MAX: usize = 100;
 const RUN_SLOTS_MAX: u32 = 100_000;
 /// How long a stream may be silent before its first message.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
@@ -66,9 +67,66 @@ pub(super) fn check(hello: api::Hello) -> Result<Hello, Status> {
         run_slots,
         session_token,
         held,
+        check_only,
+        compatible_builds,
+        pinned_workflow_types,
+        step_types,
+        step_slots,
+        steps_per_second,
+        held_steps,
         capabilities,
     } = hello;
     let mut check = Check::default();
+    protocol(&mut check, protocol_min, protocol_max)?;
+    let namespace = check.name_or_default("hello.namespace", namespace);
+    if task_queues.is_empty() {
+        check.refuse("hello.task_queues", reason::INVALID_ARGUMENT, "must name at least one task queue");
+    }
+    let task_queues = names(&mut check, "hello.task_queues", task_queues, TASK_QUEUES_MAX);
+    let workflow_types = names(&mut check, "hello.workflow_types", workflow_types, WORKFLOW_TYPES_MAX);
+    let pinned_types =
+        names(&mut check, "hello.pinned_workflow_types", pinned_workflow_types, WORKFLOW_TYPES_MAX);
+    let continues = builds(&mut check, compatible_builds);
+    let worker = check.worker(decode_worker_info(worker));
+    let only_steps = check_only || (step_slots > 0 && !step_types.is_empty());
+    if (run_slots == 0 && !only_steps) || run_slots > RUN_SLOTS_MAX {
+        check.refuse("hello.run_slots", reason::INVALID_ARGUMENT, format!("must be 1 to {RUN_SLOTS_MAX}"));
+    }
+    let resume = token::session(&session_token);
+    if resume.is_none() && !session_token.is_empty() {
+        check.refuse("hello.session_token", reason::INVALID_SESSION_TOKEN, "is not one that a Welcome gave");
+    }
+    let held = held_runs(&mut check, held);
+    let can = |word| capabilities.iter().any(|capability| capability == word);
+    let said =
+        steps::Said { types: step_types, slots: step_slots, per_second: steps_per_second, held: held_steps };
+    let offer = steps::offer(&mut check, said);
+    let steps = (can(steps::CAPABILITY) && !check_only).then_some(offer);
+    if capabilities.len() > CAPABILITIES_MAX {
+        let problem =
+            format!("has {} entries, more than the limit of {CAPABILITIES_MAX}", capabilities.len());
+        check.refuse("hello.capabilities", reason::LIMIT_EXCEEDED, problem);
+    }
+    check.finish()?;
+    Ok(Hello {
+        namespace,
+        task_queues,
+        workflow_types,
+        asks: can(asks::CAPABILITY),
+        checks: can(asks::CHECKS),
+        check_only,
+        pinned_types,
+        continues,
+        worker,
+        run_slots: if check_only { 0 } else { run_slots },
+        steps,
+        resume,
+        held,
+    })
+}
+
+/// The versions that the worker speaks, both ends included.
+fn protocol(check: &mut Check, protocol_min: u32, protocol_max: u32) -> Result<(), Status> {
     if protocol_min == 0 || protocol_max < protocol_min {
         let problem = "must be 1 or more, with protocol_max not below it";
         check.refuse("hello.protocol_min", reason::INVALID_ARGUMENT, problem);
@@ -81,38 +139,27 @@ pub(super) fn check(hello: api::Hello) -> Result<Hello, Status> {
             [("protocol_min", PROTOCOL.to_string()), ("protocol_max", PROTOCOL.to_string())],
         ));
     }
-    let namespace = check.name_or_default("hello.namespace", namespace);
-    if task_queues.is_empty() {
-        check.refuse("hello.task_queues", reason::INVALID_ARGUMENT, "must name at least one task queue");
-    }
-    let task_queues = names(&mut check, "hello.task_queues", task_queues, TASK_QUEUES_MAX);
-    let workflow_types = names(&mut check, "hello.workflow_types", workflow_types, WORKFLOW_TYPES_MAX);
-    let worker = check.worker(decode_worker_info(worker));
-    if run_slots == 0 || run_slots > RUN_SLOTS_MAX {
-        check.refuse("hello.run_slots", reason::INVALID_ARGUMENT, format!("must be 1 to {RUN_SLOTS_MAX}"));
-    }
-    let resume = token::session(&session_token);
-    if resume.is_none() && !session_token.is_empty() {
-        check.refuse("hello.session_token", reason::INVALID_SESSION_TOKEN, "is not one that a Welcome gave");
-    }
-    let held = held_runs(&mut check, held);
-    if capabilities.len() > CAPABILITIES_MAX {
-        let problem =
-            format!("has {} entries, more than the limit of {CAPABILITIES_MAX}", capabilities.len());
-        check.refuse("hello.capabilities", reason::LIMIT_EXCEEDED, problem);
-    }
-    check.finish()?;
-    let asks = capabilities.iter().any(|word| word == asks::CAPABILITY);
-    Ok(Hello { namespace, task_queues, workflow_types, asks, worker, run_slots, resume, held })
+    Ok(())
 }
 
-fn names(check: &mut Check, field: &str, names: Vec<String>, max: usize) -> Vec<String> {
+pub(super) fn names(check: &mut Check, field: &str, names: Vec<String>, max: usize) -> Vec<String> {
     if names.len() > max {
         let problem = format!("has {} entries, more than the limit of {max}", names.len());
         check.refuse(field, reason::LIMIT_EXCEEDED, problem);
         return Vec::new();
     }
     names.into_iter().enumerate().map(|(i, name)| check.name(format!("{field}[{i}]"), name)).collect()
+}
+
+fn builds(check: &mut Check, builds: Vec<String>) -> Vec<String> {
+    let field = "hello.compatible_builds";
+    if builds.len() > COMPATIBLE_BUILDS_MAX {
+        let problem = format!("has {} entries, more than the limit of {COMPATIBLE_BUILDS_MAX}", builds.len());
+        check.refuse(field, reason::LIMIT_EXCEEDED, problem);
+        return Vec::new();
+    }
+    let max = everstep_core::limits::NAME_BYTES_MAX;
+    builds.into_iter().enumerate().map(|(i, build)| check.text(format!("{field}[{i}]"), build, max)).collect()
 }
 
 fn held_runs(check: &mut Check, held: Vec<api::HeldRun>) -> Vec<HeldRun> {

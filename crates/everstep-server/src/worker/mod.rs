@@ -3,6 +3,7 @@
 mod asks;
 mod frame;
 mod hello;
+mod steps;
 mod stream;
 mod token;
 
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::status;
+use crate::steps::token::Deployment;
 use stream::Session;
 
 /// Frames that wait for a worker which reads slowly, besides what the transport buffers.
@@ -26,6 +28,7 @@ pub(crate) struct WorkerApi {
     pub(crate) engine: Engine,
     pub(crate) node_id: NodeId,
     pub(crate) draining: CancellationToken,
+    pub(crate) deployment: Deployment,
 }
 
 #[tonic::async_trait]
@@ -43,13 +46,17 @@ impl WorkerService for WorkerApi {
         let opening = hello::receive(&mut inbound).await?;
         let accepted = hello::check(opening.hello)?;
         let held = accepted.held.iter().map(|h| (h.run_id, h.epoch)).collect();
+        let tokens = match &accepted.steps {
+            Some(_) => Some(self.deployment.tokens(&self.engine).await?),
+            None => None,
+        };
         let link = self.engine.connect_worker(accepted).await.map_err(|e| status::of_engine(&e))?;
         let (frames, outbound) = mpsc::channel(FRAMES_BUFFERED);
         let session = Session {
             inbound,
             rest: opening.rest,
             frames,
-            framer: frame::Framer::new(self.node_id, held),
+            framer: frame::Framer::new(self.node_id, held).with_tokens(tokens),
             draining: self.draining.clone(),
         };
         tokio::spawn(session.run(link));

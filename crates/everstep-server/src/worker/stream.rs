@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::asks;
 use super::frame::{FRAME_MESSAGES, Framer};
+use super::{asks, steps};
 use crate::{reason, status};
 
 /// A worker that takes no frame for this long is cut off.
@@ -122,6 +122,11 @@ fn decode(wire: api::WorkerMessage) -> Result<WorkerIn, InvalidMessage> {
             Ok(WorkerIn::NeedHistory { run_id: parse_id("need_history.run_id", &run_id)?, epoch })
         }
         Some(Message::Answer(answer)) => asks::decode(answer).map_err(|e| e.within("answer")),
+        Some(Message::StepResult(result)) => {
+            steps::decode_result(result).map_err(|e| e.within("step_result"))
+        }
+        Some(Message::StepBeat(beat)) => steps::decode_beat(beat).map_err(|e| e.within("step_beat")),
+        Some(Message::Limits(limits)) => steps::decode_limits(limits).map_err(|e| e.within("limits")),
         Some(Message::Draining(api::Draining {})) => Ok(WorkerIn::Draining),
         Some(Message::Goodbye(api::Goodbye {})) => Ok(WorkerIn::Goodbye),
         Some(Message::Hello(_)) => {

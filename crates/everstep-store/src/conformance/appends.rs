@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use everstep_core::{OpId, RunStatus, Timer, TimerKey, Timestamp, Write};
+use everstep_core::{OpId, RunStatus, TaskRow, Timer, TimerKey, Timestamp, Write};
 
 use super::sample::{Sample, append, append_one, commit, history, started, tables, timer_set};
 use super::{Subject, ok};
@@ -58,7 +58,7 @@ pub async fn a_loser_writes_nothing(subject: &Subject) {
         Write::Run(Box::new(sample.closed(9, RunStatus::Failed))),
         Write::TimerDeleted(TimerKey::timer(OpId(1))),
         timer_set(2, Timestamp::MAX),
-        Write::TaskSet(sample.queue.clone()),
+        Write::TaskSet(TaskRow::of_queue(sample.queue.clone())),
         Write::WakeSet { seq: 2 },
     ];
     for seq in [1, 2, 4] {
@@ -183,7 +183,8 @@ pub async fn writes_of_a_run_apply_in_order(subject: &Subject) {
     let store = &*subject.store;
     let sample = started(subject).await;
     let far = |micros| Timestamp::from_micros(Timestamp::MAX.as_micros() - micros);
-    let other = everstep_core::QueueKey { task_queue: "other".to_owned(), ..sample.queue.clone() };
+    let queue = everstep_core::QueueKey { task_queue: "other".to_owned(), ..sample.queue.clone() };
+    let other = TaskRow { queue, workflow_type: "order".to_owned(), build_id: "b1".to_owned() };
     let first = vec![timer_set(1, far(1)), timer_set(2, far(2)), Write::WakeSet { seq: 2 }];
     commit(store, vec![sample.with(2, first)]).await;
     let second = vec![
@@ -194,7 +195,7 @@ pub async fn writes_of_a_run_apply_in_order(subject: &Subject) {
         timer_set(4, far(4)),
         Write::TimerDeleted(TimerKey::timer(OpId(4))),
         Write::TimerSet(Timer { key: TimerKey::RUN_TIMEOUT, fire_at: far(6) }),
-        Write::TaskSet(sample.queue.clone()),
+        Write::TaskSet(TaskRow::of_queue(sample.queue.clone())),
         Write::TaskDeleted,
         Write::TaskSet(other.clone()),
         Write::WakeSet { seq: 3 },

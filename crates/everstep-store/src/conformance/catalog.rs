@@ -1,6 +1,6 @@
 //! Questions about runs and namespaces.
 
-use everstep_core::{RunRow, RunStatus, Timer, TimerKey, Timestamp, Write};
+use everstep_core::{RunRow, RunStatus, TaskRow, Timer, TimerKey, Timestamp, Write};
 
 use super::sample::{MANY, Sample, commit, new_run, new_session, started, tables, unique};
 use super::{Subject, ok};
@@ -89,14 +89,14 @@ pub async fn tables_of_a_run_are_shown(subject: &Subject) {
     let writes = vec![
         Write::Run(Box::new(row.clone())),
         Write::TimerSet(timer),
-        Write::TaskSet(sample.queue.clone()),
+        Write::TaskSet(TaskRow::of_queue(sample.queue.clone())),
         Write::WakeSet { seq: 2 },
     ];
     commit(store, vec![sample.with(2, writes)]).await;
     let shown = tables(store, sample.run).await;
     assert_eq!(shown.projection.row, row);
     assert_eq!(shown.projection.timers, [timer]);
-    assert_eq!(shown.projection.task, Some(sample.queue.clone()));
+    assert_eq!(shown.projection.task, Some(TaskRow::of_queue(sample.queue.clone())));
     assert_eq!(shown.wakes, [2]);
     let record = ok(store.get_run(sample.run).await);
     assert_eq!(record.map(|r| (r.row, r.tail_seq)), Some((row, 2)));

@@ -1,21 +1,23 @@
 //! Two stores, one random sequence of operations, the same answers.
 
+mod steps;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use everstep_core::{
-    Actor, CommandId, Doubt, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload, QueueKey,
-    RunId, RunRow, RunStarted, RunStatus, Seq, SessionId, Timer, TimerKey, TimerKind, Timestamp,
-    TraceContext, Write,
+    Actor, AttributeRows, CommandId, Doubt, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload,
+    QueueKey, RunId, RunLink, RunRow, RunStarted, RunStatus, Seq, SessionId, TaskRow, Timer, TimerKey,
+    TimerKind, Timestamp, TraceContext, Write,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use uuid::Uuid;
 
-use super::ok;
 use super::sample::{MANY, new_run, new_session, session_row, unique, words};
-use crate::{Append, PageToken, RunAppend, RunFilter, StartClaim, Store};
+use super::{attributes, ok};
+use crate::{Append, ClaimKey, PageToken, RunAppend, RunFilter, StartClaim, Store};
 
 const WORKFLOW_IDS: [&str; 3] = ["a", "b", "c"];
 const QUEUES: [&str; 2] = ["main", "other"];
@@ -31,7 +33,11 @@ const LEASE: Duration = Duration::from_secs(100 * 366 * 24 * 3_600);
 /// At the first difference, naming the seed and the operation.
 pub async fn differential(a: &dyn Store, b: &dyn Store, seed: u64) {
     let mut world = World::new(seed);
-    for operation in 0..60 {
+    for session in &world.sessions.clone() {
+        let row = session_row(*session, LEASE);
+        assert!(ok(a.open_session(&row).await).is_some() && ok(b.open_session(&row).await).is_some());
+    }
+    for operation in 0..80 {
         let at = format!("seed {seed}, operation {operation}");
         world.step(a, b, &at).await;
         if operation % 6 == 5 {
@@ -53,6 +59,8 @@ struct World {
     sessions: Vec<SessionId>,
     namespaces: Vec<String>,
     last_batch: Vec<Append>,
+    /// Every attempt that was claimed.
+    claims: Vec<ClaimKey>,
     /// Every verdict that occurred.
     verdicts: BTreeSet<String>,
 }
@@ -66,6 +74,7 @@ impl World {
             sessions: (0..3).map(|_| new_session()).collect(),
             namespaces: (0..3).map(|_| unique("ns")).collect(),
             last_batch: Vec::new(),
+            claims: Vec::new(),
             verdicts: BTreeSet::new(),
         }
     }
@@ -83,7 +92,7 @@ impl World {
     }
 
     async fn step(&mut self, a: &dyn Store, b: &dyn Store, at: &str) {
-        match self.below(20) {
+        match self.below(26) {
             0 => {
                 let name = self.pick(&self.namespaces.clone());
                 let (x, y) = (a.create_namespace(&name, "").await, b.create_namespace(&name, "").await);
@@ -109,6 +118,7 @@ impl World {
                 ok(a.delete_wakes(&seen).await);
                 ok(b.delete_wakes(&seen).await);
             }
+            6..12 => self.step_call(a, b, at).await,
             5 => {
                 let again = self.last_batch.clone();
                 self.append(a, b, again, at).await;
@@ -176,6 +186,7 @@ impl World {
             run_timeout: None,
             seed: self.random.next_u64(),
             trace: TraceContext::default(),
+            ..RunStarted::default()
         }));
         let mut writes = vec![Write::Run(Box::new(self.row(run, workflow_id, 1)))];
         if self.chance(2) {
@@ -243,11 +254,21 @@ impl World {
     }
 
     fn timer_key(&mut self) -> TimerKey {
-        let kind = self.pick(&[TimerKind::Timer, TimerKind::Retry, TimerKind::RunTimeout]);
-        TimerKey { kind, id: self.pick(&[0, 1, 2, u32::MAX]) }
+        let kind = self.pick(&[TimerKind::Timer, TimerKind::Retry, TimerKind::RunTimeout, TimerKind::Start]);
+        // A run has one start.
+        let ids: &[u32] = if kind == TimerKind::Start { &[0] } else { &[0, 1, 2, u32::MAX] };
+        TimerKey { kind, id: self.pick(ids) }
     }
 
     fn random_write(&mut self, run: RunId, workflow_id: &str) -> Write {
+        if self.chance(6) {
+            let (namespace, attributes) =
+                (self.namespace.clone(), attributes::random(&mut |end| self.below(end)));
+            return Write::AttributesSet(Box::new(AttributeRows { namespace, attributes }));
+        }
+        if self.chance(4) {
+            return self.step_write();
+        }
         match self.below(11) {
             0..2 => {
                 let last_seq = 1 + self.below(12) as Seq;
@@ -260,13 +281,33 @@ impl World {
             }
             4 => Write::TimerDeleted(self.timer_key()),
             5 if self.chance(3) => Write::TimersCleared,
-            5 | 6 => Write::TaskSet(self.queue()),
+            5 | 6 => Write::TaskSet(TaskRow {
+                queue: self.queue(),
+                workflow_type: self.pick(&["", "order", "ping"]).to_owned(),
+                build_id: self.pick(&["", "b1"]).to_owned(),
+            }),
             7 if self.chance(2) => Write::TaskDeleted,
             7 => Write::WakesDeleted { up_to: self.below(8) as Seq },
             9 => self.doubt(),
             10 if self.chance(3) => Write::DoubtsCleared,
+            10 if self.chance(3) => self.between(),
             10 => Write::DoubtDeleted(OpId(self.pick(&[1, 2, u32::MAX]))),
             _ => Write::WakeSet { seq: 1 + self.below(8) as Seq },
+        }
+    }
+
+    /// What other runs have to hear, or who they are.
+    fn between(&mut self) -> Write {
+        let seq = 1 + self.below(8) as Seq;
+        match self.below(3) {
+            0 => Write::OutboxSet { seq },
+            1 => Write::OutboxDeleted { seq },
+            _ => {
+                let run = self.pick(&self.runs.clone()).0;
+                let link =
+                    RunLink { parent: Some((run, OpId(3))), successor: Some(run), ..RunLink::default() };
+                Write::LinkSet(Box::new(RunLink { attempt: self.pick(&[1, u32::MAX]), ..link }))
+            }
         }
     }
 
@@ -322,6 +363,7 @@ impl World {
         }
         self.compare_lists(a, b, at).await;
         self.compare_sweep(a, b, at).await;
+        self.compare_steps(a, b, at).await;
     }
 
     async fn compare_lists(&mut self, a: &dyn Store, b: &dyn Store, at: &str) {
@@ -331,6 +373,10 @@ impl World {
                 workflow_id: self.chance(3).then(|| self.pick(&WORKFLOW_IDS).to_owned()),
                 workflow_type: self.chance(3).then(|| "order".to_owned()),
                 statuses: (0..self.below(4)).map(|_| self.pick(&RunStatus::ALL)).collect(),
+                attributes: (0..self.below(3))
+                    .map(|_| attributes::random_filter(&mut |end| self.below(end)))
+                    .collect(),
+                ..RunFilter::default()
             };
             let page =
                 (!self.runs.is_empty() && self.chance(2)).then(|| PageToken(self.pick(&self.runs.clone()).0));
@@ -353,8 +399,7 @@ impl World {
 
     async fn compare_sweep(&mut self, a: &dyn Store, b: &dyn Store, at: &str) {
         for session in self.sessions.clone() {
-            let after =
-                self.chance(2).then(|| self.pick(&self.runs.clone()).0).filter(|_| !self.runs.is_empty());
+            let after = (!self.runs.is_empty() && self.chance(2)).then(|| self.pick(&self.runs.clone()).0);
             let limit = self.pick(&[1, MANY]);
             let (x, y) =
                 (a.owned_runs(session, after, limit).await, b.owned_runs(session, after, limit).await);

@@ -1,14 +1,18 @@
 //! What an operator is told: how much waits, and what there is to wake a run.
 
-use everstep_core::{DetachReason, Duration, EventBody, RunId, RunRow, RunStatus, Timestamp, Write};
+use everstep_core::{
+    DetachReason, Duration, EventBody, RunId, RunRow, RunStatus, TaskRow, Timer, TimerKey, Timestamp, Write,
+};
 
 use super::sample::{MANY, Sample, commit, new_run, new_session, started, timer_set};
+use super::steps::step_set;
 use super::{Subject, ok};
-use crate::{LastEvent, WakeRows, WakeTable};
+use crate::{LastEvent, RunWant, WakeRows, WakeTable};
 
 /// A run without a row, a task, a timer or a wake.
 fn nothing(run: RunId) -> WakeRows {
-    WakeRows { run, status: None, owned: false, task: false, timers: false, wakes: false, last: None }
+    let (owned, task, timers, delayed, wakes, steps) = (false, false, false, false, false, false);
+    WakeRows { run, status: None, owned, task, timers, delayed, wakes, steps, last: None }
 }
 
 fn last(kind: &str, parked: bool) -> Option<LastEvent> {
@@ -28,9 +32,14 @@ pub async fn wake_rows_are_told(subject: &Subject) {
     let (bare, full, closed) = (started(subject).await, started(subject).await, started(subject).await);
     let (owned, blocked, absent) = (started(subject).await, started(subject).await, new_run());
     let row = |row: RunRow| Write::Run(Box::new(row));
-    let task = Write::TaskSet(full.queue.clone());
-    let rows =
-        vec![timer_set(1, Timestamp::MAX), timer_set(2, Timestamp::MAX), task, Write::WakeSet { seq: 2 }];
+    let task = Write::TaskSet(TaskRow::of_queue(full.queue.clone()));
+    let rows = vec![
+        timer_set(1, Timestamp::MAX),
+        timer_set(2, Timestamp::MAX),
+        task,
+        Write::WakeSet { seq: 2 },
+        step_set(&full, 1),
+    ];
     commit(store, vec![full.with(2, rows)]).await;
     let timer = timer_set(1, Timestamp::MAX);
     commit(store, vec![closed.with(2, vec![row(closed.closed(2, RunStatus::Failed)), timer])]).await;
@@ -40,13 +49,17 @@ pub async fn wake_rows_are_told(subject: &Subject) {
     commit(store, vec![owned.with(2, writes)]).await;
     let why = RunRow { status: RunStatus::Blocked, blocked: "why".to_owned(), ..blocked.row(2) };
     commit(store, vec![blocked.with(2, vec![row(why)])]).await;
+    let delayed = started(subject).await;
+    let start = Write::TimerSet(Timer { key: TimerKey::START, fire_at: Timestamp::MAX });
+    commit(store, vec![delayed.with(2, vec![start])]).await;
     let running = |run| WakeRows { status: Some(RunStatus::Running), ..nothing(run) };
     let mut expected = vec![
         WakeRows { last: last("RunStarted", false), ..running(bare.run) },
-        WakeRows { task: true, timers: true, wakes: true, ..running(full.run) },
+        WakeRows { task: true, timers: true, wakes: true, steps: true, ..running(full.run) },
         WakeRows { status: Some(RunStatus::Failed), timers: true, ..nothing(closed.run) },
         WakeRows { owned: true, wakes: true, ..running(owned.run) },
         WakeRows { status: Some(RunStatus::Blocked), ..nothing(blocked.run) },
+        WakeRows { timers: true, delayed: true, last: last("StepCompleted", false), ..running(delayed.run) },
         nothing(absent),
     ];
     let asked: Vec<RunId> = expected.iter().rev().map(|rows| rows.run).collect();
@@ -96,7 +109,8 @@ pub async fn wake_tables_are_gone_through_in_pages(subject: &Subject) {
         let sample = started(subject).await;
         let mut writes: Vec<Write> = (1..4).map(|id| timer_set(id, Timestamp::MAX)).collect();
         writes.extend([2, 3, 4].map(|seq| Write::WakeSet { seq }));
-        writes.push(Write::TaskSet(sample.queue.clone()));
+        writes.push(Write::TaskSet(TaskRow::of_queue(sample.queue.clone())));
+        writes.extend([1, 2].map(|step| step_set(&sample, step)));
         commit(store, vec![sample.with(2, writes)]).await;
         samples.push(sample);
     }
@@ -122,8 +136,8 @@ pub async fn wake_tables_are_gone_through_in_pages(subject: &Subject) {
 pub async fn the_backlog_is_told(subject: &Subject) {
     let (store, secs) = (&*subject.store, Duration::from_secs);
     let sample = started(subject).await;
-    let queues = [sample.queue.clone()];
-    commit(store, vec![sample.with(2, vec![Write::TaskSet(sample.queue.clone())])]).await;
+    let queues = [RunWant::of_queue(sample.queue.clone())];
+    commit(store, vec![sample.with(2, vec![Write::TaskSet(TaskRow::of_queue(sample.queue.clone()))])]).await;
     let set = subject.now().await;
     let age = async || ok(store.backlog(MANY).await).oldest_task.unwrap_or_default();
     subject.pass(set.after(secs(1))).await;

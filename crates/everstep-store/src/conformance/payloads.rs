@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use everstep_core::{
-    BlockKind, Blocked, DetachReason, DoubtPolicy, Duration, Event, EventBody, Failure, OpId, Payload,
-    Resolution, StepResolved, TimerKey, Timestamp, WorkerInfo,
+    BlockKind, Blocked, ChildClosed, ChildOutcome, ChildScheduled, DetachReason, DoubtPolicy, Duration,
+    Event, EventBody, ExternalAction, ExternalRequested, ExternalTarget, Failure, OpId, ParentClose, Payload,
+    Resolution, ReusePolicy, RunStatus, StepResolved, TimerKey, Timestamp, UpdateOutcome, WorkerInfo,
 };
 
-use super::sample::{commit, history, new_session, started, step};
+use super::sample::{commit, history, new_run, new_session, started, step};
 use super::{Subject, ok};
 use crate::PAGE_BYTES_MAX;
 
@@ -121,10 +122,9 @@ pub async fn every_kind_of_event_comes_back(subject: &Subject) {
         cause: Some(Box::new(Failure::new("Io", "nul \0 in a text"))),
         ..Failure::new("CardDeclined", "no \u{1f4b3}").non_retryable()
     };
-    let name = || "charge".to_owned();
     let worker = WorkerInfo { identity: "w@host".to_owned(), build_id: "b1".to_owned() };
-    let bodies = vec![
-        EventBody::WorkerAttached { session: new_session(), worker },
+    let mut bodies = vec![
+        EventBody::WorkerAttached { session: new_session(), worker, pinned: true },
         EventBody::WorkerDetached { reason: DetachReason::Parked },
         EventBody::WorkerDetached { reason: DetachReason::Released("drain".to_owned()) },
         EventBody::WorkerDetached { reason: DetachReason::Lost },
@@ -149,7 +149,32 @@ pub async fn every_kind_of_event_comes_back(subject: &Subject) {
         EventBody::TimerCanceled { timer: OpId(3) },
         EventBody::SignalReceived { name: name(), signal_id: "s1".to_owned(), input: Payload::default() },
         EventBody::CancelRequested { reason: String::new() },
+    ];
+    bodies.extend(doubts_and_updates(&failure));
+    bodies.extend(what_runs_tell_each_other(&failure));
+    bodies.extend(ends_of_runs(failure));
+    let written = sample.bodies(2, bodies);
+    commit(store, vec![written.clone()]).await;
+    assert_eq!(history(store, sample.run).await[1..], written.events[..]);
+}
+
+fn name() -> String {
+    "charge".to_owned()
+}
+
+fn doubts_and_updates(failure: &Failure) -> Vec<EventBody> {
+    vec![
         EventBody::VersionMarked { change_id: "fee".to_owned(), version: 1 },
+        EventBody::UpdateAccepted {
+            update_id: "u".to_owned(),
+            name: "add".to_owned(),
+            input: Payload::json("1"),
+        },
+        EventBody::UpdateCompleted {
+            accepted: 3,
+            update_id: "u\0".to_owned(),
+            outcome: UpdateOutcome::Failed(failure.clone()),
+        },
         EventBody::StepInDoubt { step: OpId(1), name: name(), attempt: 3 },
         EventBody::StepResolved(Box::new(StepResolved {
             step: OpId(1),
@@ -158,6 +183,42 @@ pub async fn every_kind_of_event_comes_back(subject: &Subject) {
             resolution: Resolution::Failed(failure.clone()),
             note: "n\0".to_owned(),
         })),
+    ]
+}
+
+fn what_runs_tell_each_other(failure: &Failure) -> Vec<EventBody> {
+    vec![
+        EventBody::ChildScheduled(Box::new(ChildScheduled {
+            child: OpId(4),
+            run_id: new_run(),
+            workflow_type: "ship".to_owned(),
+            workflow_id: "w".to_owned(),
+            task_queue: "q".to_owned(),
+            input: Payload::json("1"),
+            run_timeout: Some(Duration::from_secs(1)),
+            retry: None,
+            reuse: ReusePolicy::Reject,
+            on_parent_close: ParentClose::Abandon,
+            report_start: true,
+        })),
+        EventBody::ChildStarted { child: OpId(4), scheduled: 3 },
+        EventBody::ChildClosed(Box::new(ChildClosed {
+            child: OpId(4),
+            scheduled: 3,
+            run_id: new_run(),
+            outcome: ChildOutcome::Ended { status: RunStatus::Failed, failure: failure.clone() },
+        })),
+        EventBody::ExternalRequested(Box::new(ExternalRequested {
+            op: OpId(5),
+            target: ExternalTarget::Workflow("w".to_owned()),
+            action: ExternalAction::Cancel { reason: "r\0".to_owned() },
+        })),
+        EventBody::ExternalResolved { op: OpId(5), requested: 6, failure: Some(failure.clone()) },
+    ]
+}
+
+fn ends_of_runs(failure: Failure) -> Vec<EventBody> {
+    vec![
         EventBody::RunBlocked(Box::new(Blocked {
             kind: BlockKind::ForeignWake,
             at_seq: 7,
@@ -169,12 +230,12 @@ pub async fn every_kind_of_event_comes_back(subject: &Subject) {
         })),
         EventBody::RunUnblocked { build_id: "b2".to_owned() },
         EventBody::RunCompleted { result: Payload::json("1"), unconsumed: vec![13] },
-        EventBody::RunFailed { failure, unconsumed: vec![] },
+        EventBody::RunFailed { failure, unconsumed: vec![], retried_by: None },
         EventBody::RunCanceled { details: "because".to_owned() },
         EventBody::RunTerminated { reason: "because".to_owned() },
-        EventBody::RunTimedOut,
-    ];
-    let written = sample.bodies(2, bodies);
-    commit(store, vec![written.clone()]).await;
-    assert_eq!(history(store, sample.run).await[1..], written.events[..]);
+        EventBody::RunTimedOut { retried_by: None },
+        EventBody::RunTimedOut { retried_by: Some(new_run()) },
+        EventBody::RunContinued { successor: new_run(), carried: vec![2, 5] },
+        EventBody::TimerFired { timer: TimerKey::START },
+    ]
 }

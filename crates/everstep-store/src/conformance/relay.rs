@@ -4,7 +4,7 @@ use everstep_core::{AskId, Duration, Payload, QueueKey, RunId};
 use uuid::Uuid;
 
 use super::{Subject, ok};
-use crate::{AskAnswer, AskOutcome, AskRow, AskState, AskWant};
+use crate::{AskAnswer, AskKind, AskOutcome, AskRow, AskState, AskWant};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -17,6 +17,7 @@ fn question(queue: &str, wait: Duration) -> AskRow {
         workflow_type: "count".to_owned(),
         build_id: "b1".to_owned(),
         at_least: 7,
+        kind: AskKind::Query,
         name: "progress".to_owned(),
         input: Payload::json("[1, 2]"),
         wait,
@@ -70,12 +71,14 @@ pub async fn a_question_is_answered_once(subject: &Subject) {
     let empty = AskOutcome::Value(Payload::default());
     let refused = AskOutcome::Refused { kind: "Busy".to_owned(), message: String::new() };
     for outcome in [value, empty, refused] {
-        let asked = question(&queue, HOUR);
+        let asked = AskRow { kind: AskKind::Update, ..question(&queue, HOUR) };
         let answer = AskAnswer { seq: 9, outcome };
         assert!(!ok(relay.answer_ask(asked.ask, &answer).await), "nobody asked");
         assert_eq!(ok(relay.look_at_ask(asked.ask).await), AskState::Absent);
         ok(relay.put_ask(&asked).await);
         assert_eq!(ok(relay.look_at_ask(asked.ask).await), AskState::Open);
+        let claimed = ok(relay.claim_asks(&want(&queue), HOUR, 10).await);
+        assert_eq!(claimed.iter().map(|row| row.kind).collect::<Vec<_>>(), [AskKind::Update]);
         assert!(ok(relay.answer_ask(asked.ask, &answer).await));
         let other = AskAnswer { seq: 10, outcome: AskOutcome::Value(Payload::json("0")) };
         assert!(!ok(relay.answer_ask(asked.ask, &other).await), "answered once");

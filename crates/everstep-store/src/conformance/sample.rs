@@ -43,6 +43,7 @@ pub(super) fn session_row(session_id: SessionId, lease: Duration) -> SessionRow 
         namespace: "default".to_owned(),
         identity: "worker-1".to_owned(),
         build_id: "build-1".to_owned(),
+        serves: crate::Serves { task_queues: vec!["q".to_owned()], ..crate::Serves::default() },
         lease,
     }
 }
@@ -139,6 +140,7 @@ impl Sample {
             run_timeout: None,
             seed: 1,
             trace: TraceContext::default(),
+            ..RunStarted::default()
         }));
         RunAppend {
             run_id: self.run,

@@ -1,9 +1,10 @@
 //! What the sweep finds: timers, tasks, wakes, blocked runs.
 
-use everstep_core::{Duration, OpId, QueueKey, RunRow, RunStatus, TimerKey, Timestamp, Write};
+use everstep_core::{Duration, OpId, QueueKey, RunRow, RunStatus, TaskRow, TimerKey, Timestamp, Write};
 
 use super::sample::{MANY, Sample, commit, new_session, session_row, started, tables, timer_set, unique};
 use super::{Subject, ok};
+use crate::RunWant;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -115,11 +116,11 @@ pub async fn the_next_timer_is_named(subject: &Subject) {
 /// Goal: a task is left alone for a second, then claimed after pauses of 2, 4, 8 … seconds.
 pub async fn tasks_are_claimed_with_growing_pauses(subject: &Subject) {
     let (store, sample) = (&*subject.store, started(subject).await);
-    let queues = [sample.queue.clone()];
+    let queues = [RunWant::of_queue(sample.queue.clone())];
     let claimed = async || ok(store.claim_tasks(Some(&queues), MANY).await).len();
     let secs = Duration::from_secs;
     let set = subject.now().await;
-    commit(store, vec![sample.with(2, vec![Write::TaskSet(sample.queue.clone())])]).await;
+    commit(store, vec![sample.with(2, vec![Write::TaskSet(TaskRow::of_queue(sample.queue.clone()))])]).await;
     let early = claimed().await;
     let in_grace = subject.now().await.since(set) < secs(1);
     assert!(early == 0 || !in_grace, "claimed within the grace of a second");
@@ -148,23 +149,25 @@ pub async fn tasks_are_claimed_by_queue(subject: &Subject) {
     for name in ["a", "b", "b", "c"] {
         let sample = Sample { queue: queue(name), ..Sample::of(subject, &namespace, &unique("order")).await };
         commit(store, vec![sample.start(None)]).await;
-        commit(store, vec![sample.with(2, vec![Write::TaskSet(sample.queue.clone())])]).await;
+        commit(store, vec![sample.with(2, vec![Write::TaskSet(TaskRow::of_queue(sample.queue.clone()))])])
+            .await;
         samples.push(sample);
     }
     subject.pass(subject.now().await.after(Duration::from_secs(1))).await;
     let elsewhere = QueueKey { namespace: unique("ns"), task_queue: "b".to_owned() };
-    assert!(ok(store.claim_tasks(Some(&[elsewhere]), MANY).await).is_empty());
+    assert!(ok(store.claim_tasks(Some(&[RunWant::of_queue(elsewhere)]), MANY).await).is_empty());
     assert!(ok(store.claim_tasks(Some(&[]), MANY).await).is_empty());
-    let first = ok(store.claim_tasks(Some(&[queue("b")]), 1).await);
+    let first = ok(store.claim_tasks(Some(&[RunWant::of_queue(queue("b"))]), 1).await);
     assert_eq!(first.len(), 1);
-    let mut both = ok(store.claim_tasks(Some(&[queue("a"), queue("b")]), MANY).await);
+    let mut both = ok(store.claim_tasks(Some(&["a", "b"].map(|q| RunWant::of_queue(queue(q)))), MANY).await);
     both.extend(first);
     both.sort();
-    let expected = samples[..3].iter().map(|s| (s.run, s.queue.clone())).collect::<Vec<_>>();
+    let expected =
+        samples[..3].iter().map(|s| (s.run, TaskRow::of_queue(s.queue.clone()))).collect::<Vec<_>>();
     assert_eq!(both, expected, "each task of both queues once");
     let all = ok(store.claim_tasks(None, MANY).await);
-    let own: Vec<_> = all.into_iter().filter(|(_, queue)| queue.namespace == namespace).collect();
-    assert_eq!(own, [(samples[3].run, queue("c"))], "of every queue");
+    let own: Vec<_> = all.into_iter().filter(|(_, task)| task.queue.namespace == namespace).collect();
+    assert_eq!(own, [(samples[3].run, TaskRow::of_queue(queue("c")))], "of every queue");
 }
 
 /// Goal: a wake that the owner's node did not see to in time is found by that node alone.

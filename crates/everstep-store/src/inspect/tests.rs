@@ -1,6 +1,6 @@
 //! Which wake rows fit which runs.
 
-use everstep_core::{EventBody, OpId, Payload, RunId, RunStatus, TimerKey};
+use everstep_core::{Duration, EventBody, OpId, Payload, RunId, RunStatus, TimerKey};
 use uuid::Uuid;
 
 use super::{LastEvent, WakeRows};
@@ -13,6 +13,8 @@ fn idle() -> WakeRows {
         owned: false,
         task: false,
         timers: false,
+        delayed: false,
+        steps: false,
         wakes: false,
         last: Some(LastEvent { kind: "WorkerDetached".to_owned(), parked: true }),
     }
@@ -58,6 +60,16 @@ fn a_timer_belongs_to_an_open_run() {
 }
 
 #[test]
+fn a_queued_step_belongs_to_an_open_run() {
+    let step = WakeRows { steps: true, ..idle() };
+    fits(&step);
+    fits(&WakeRows { owned: true, last: None, ..step.clone() });
+    fits(&WakeRows { status: Some(RunStatus::Blocked), last: None, ..step.clone() });
+    does_not_fit(&WakeRows { status: Some(RunStatus::Canceled), last: None, ..step.clone() });
+    does_not_fit(&WakeRows { status: None, last: None, ..step });
+}
+
+#[test]
 fn a_wake_belongs_to_an_owner() {
     let wake = WakeRows { wakes: true, ..idle() };
     fits(&WakeRows { owned: true, last: None, ..wake.clone() });
@@ -80,8 +92,16 @@ fn what_a_worker_has_to_see_needs_a_task() {
         EventBody::SignalReceived { name, signal_id, input: Payload::default() },
         EventBody::CancelRequested { reason: String::new() },
         EventBody::RunUnblocked { build_id: "b2".to_owned() },
+        EventBody::StepCompleted {
+            step: OpId(1),
+            name: "transcode".to_owned(),
+            attempt: 1,
+            elapsed: Duration::ZERO,
+            result: Payload::default(),
+        },
     ] {
         does_not_fit(&ends_with(&body));
+        fits(&WakeRows { delayed: true, timers: true, ..ends_with(&body) });
         // A task, an owner or a block is what it calls for.
         fits(&WakeRows { task: true, last: None, ..ends_with(&body) });
         fits(&WakeRows { owned: true, last: None, ..ends_with(&body) });

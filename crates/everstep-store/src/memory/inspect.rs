@@ -7,7 +7,7 @@ use super::{MemoryStore, Tables};
 use crate::{Backlog, Error, Inspect, LastEvent, WakePage, WakeRows, WakeTable};
 
 /// How long a task has waited that was due for its next look `overdue_micros` ago: see [`Backlog::oldest_task`].
-fn waited(overdue_micros: i64, claims: u32) -> Duration {
+pub(super) fn waited(overdue_micros: i64, claims: u32) -> Duration {
     let pauses: u64 = 1 + (1..=claims).map(|n| (1u64 << n.min(6)).min(60)).sum::<u64>();
     let pauses = i64::try_from(pauses.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
     Duration::from_micros(u64::try_from(overdue_micros.saturating_add(pauses)).unwrap_or(0))
@@ -34,6 +34,7 @@ impl MemoryStore {
             WakeTable::Tasks => tables.tasks.keys().copied().collect(),
             WakeTable::Timers => tables.timers.keys().map(|(run, _)| *run).collect(),
             WakeTable::Wakes => tables.wakes.keys().map(|(run, _)| *run).collect(),
+            WakeTable::Steps => tables.steps.runs(),
             WakeTable::Runs => tables.runs.keys().copied().collect(),
         };
         let page: Vec<RunId> = rows.into_iter().filter(|run| Some(*run) > after).take(limit).collect();
@@ -62,6 +63,7 @@ impl Tables {
         let task = self.tasks.contains_key(&run);
         let first = TimerKey { kind: everstep_core::TimerKind::Timer, id: 0 };
         let timers = self.timers.range((run, first)..).next().is_some_and(|((r, _), _)| *r == run);
+        let last_start = TimerKey { id: u32::MAX, ..TimerKey::START };
         let wakes = self.wakes.range((run, 0)..=(run, Seq::MAX)).next().is_some();
         let idle = row.is_some_and(|r| r.status == RunStatus::Running && r.owner.is_none()) && !task;
         let last = self.events.get(&run).and_then(|events| events.last()).filter(|_| idle);
@@ -71,7 +73,9 @@ impl Tables {
             owned: row.is_some_and(|r| r.owner.is_some()),
             task,
             timers,
+            delayed: self.timers.range((run, TimerKey::START)..=(run, last_start)).next().is_some(),
             wakes,
+            steps: !self.steps.of_run(run).is_empty(),
             last: last.map(|event| LastEvent {
                 kind: event.body.kind().to_owned(),
                 parked: matches!(event.body, EventBody::WorkerDetached { reason: DetachReason::Parked }),

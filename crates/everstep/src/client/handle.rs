@@ -12,10 +12,13 @@ use super::Client;
 use super::StepInDoubt;
 use super::call::{is_passing, pause, refused, retrying};
 use super::request::{Body, RunRequest};
-use crate::{ClientError, RunError, payload};
+use crate::{ClientError, Memo, SearchAttributes, payload};
 
 /// How long one long poll waits at the server.
 pub(super) const POLL: Duration = Duration::from_secs(20);
+
+/// How often an export may break off before it is given up.
+const EXPORT_BREAKS_MAX: u32 = 5;
 
 /// A run whose result is an `R`. Cheap to clone.
 #[derive(Debug)]
@@ -40,6 +43,10 @@ pub struct RunDescription {
     pub status: RunStatus,
     /// Its steps in doubt, at most 100; lists do not tell.
     pub in_doubt: Vec<StepInDoubt>,
+    /// Its search attributes; lists do not tell.
+    pub search_attributes: SearchAttributes,
+    /// Its memo; lists do not tell. [`decode`](crate::decode) reads an entry.
+    pub memo: Memo,
     /// Everything that the server said.
     pub run: api::Run,
 }
@@ -48,9 +55,13 @@ impl RunDescription {
     pub(crate) fn decode(mut run: api::Run) -> Result<Self, ClientError> {
         let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
         let in_doubt = std::mem::take(&mut run.in_doubt_steps);
+        let notes = (std::mem::take(&mut run.search_attributes), std::mem::take(&mut run.memo));
+        let notes = wire::decode_notes(notes).map_err(protocol)?;
         Ok(Self {
             run_id: wire::parse_id("run_id", &run.run_id).map_err(protocol)?,
             status: wire::decode_run_status("status", run.status).map_err(protocol)?,
+            search_attributes: notes.attributes,
+            memo: notes.memo,
             in_doubt: in_doubt.into_iter().map(StepInDoubt::decode).collect::<Result<_, _>>()?,
             run,
         })
@@ -65,53 +76,6 @@ impl<R: DeserializeOwned> RunHandle<R> {
     /// The run's id, if it is known: a handle of [`Client::latest`] does not know it.
     pub fn run_id(&self) -> Option<RunId> {
         self.run.run_id.parse().ok()
-    }
-
-    /// Waits for the run to end, however long that takes, and gives its result. Cancel safe.
-    ///
-    /// # Errors
-    /// [`RunError::Ended`] when it ended otherwise; [`RunError::Client`].
-    pub async fn result(&self) -> Result<R, RunError> {
-        loop {
-            if let Some(result) = self.poll_result(POLL).await? {
-                return result;
-            }
-        }
-    }
-
-    /// As [`RunHandle::result`], but waits at most `wait` (the server caps it at 60 s); `None` when the run
-    /// is still open then.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn poll_result(&self, wait: Duration) -> Result<Option<Result<R, RunError>>, ClientError> {
-        let request = api::GetResultRequest {
-            run: Some(self.run.clone()),
-            wait: Some(wire::encode_duration(wait.into())),
-        };
-        let answer = retrying(|| {
-            let (mut runs, request) = (self.client.runs(), request.clone());
-            async move { runs.get_result(request).await }
-        })
-        .await?;
-        Self::outcome(answer)
-    }
-
-    /// What an answer says of the run's end; `None` while it is open.
-    pub(super) fn outcome(
-        answer: api::GetResultResponse,
-    ) -> Result<Option<Result<R, RunError>>, ClientError> {
-        let protocol = |e: everstep_proto::InvalidMessage| ClientError::Protocol(e.to_string());
-        let status = wire::decode_run_status("status", answer.status).map_err(protocol)?;
-        if !status.is_closed() {
-            return Ok(None);
-        }
-        if status == RunStatus::Completed {
-            let value = payload::decode(&wire::decode_payload(answer.result));
-            return Ok(Some(value.map_err(|e| ClientError::Payload(e.to_string()).into())));
-        }
-        let failure = wire::decode_failure("failure", answer.failure).map_err(protocol)?;
-        Ok(Some(Err(RunError::Ended { status, failure })))
     }
 
     /// A message to the run. Await it.
@@ -162,6 +126,45 @@ impl<R: DeserializeOwned> RunHandle<R> {
         let client = self.client.clone();
         Ok(HistoryStream { client, request, stream: Some(stream), page: Vec::new().into_iter(), breaks: 0 })
     }
+
+    /// The run as it stands, as the bytes of a `.history` file, for `everstep replay` and
+    /// [`Replayer`](crate::testing::Replayer).
+    ///
+    /// ```no_run
+    /// # async fn example(run: everstep::RunHandle<u64>) -> Result<(), Box<dyn std::error::Error>> {
+    /// std::fs::write("tests/histories/count.history", run.export().await?)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn export(&self) -> Result<Vec<u8>, ClientError> {
+        let request = api::ExportHistoryRequest { run: Some(self.run.clone()) };
+        let mut breaks = 0;
+        loop {
+            let stream = retrying(|| {
+                let (mut runs, request) = (self.client.runs(), request.clone());
+                async move { runs.export_history(request).await }
+            })
+            .await?;
+            match whole(stream).await {
+                Ok(data) => return Ok(data),
+                // A file is of one moment: it begins again.
+                Err(status) if is_passing(&status) && breaks < EXPORT_BREAKS_MAX => breaks += 1,
+                Err(status) => return Err(refused(status)),
+            }
+            tokio::time::sleep(pause(breaks)).await;
+        }
+    }
+}
+
+async fn whole(mut stream: tonic::Streaming<api::ExportHistoryResponse>) -> Result<Vec<u8>, tonic::Status> {
+    let mut data = Vec::new();
+    while let Some(piece) = stream.message().await? {
+        data.extend_from_slice(&piece.data);
+    }
+    Ok(data)
 }
 
 async fn open_history(client: &Client, request: &api::GetHistoryRequest) -> Result<Pages, ClientError> {

@@ -1,18 +1,23 @@
 //! Starting and steering runs.
 
+mod builds;
 mod call;
 mod handle;
+mod namespaces;
 mod query;
+mod queues;
 mod request;
+mod result;
 mod steps;
+mod update;
+mod with_start;
 
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use everstep_core::{ConflictPolicy, ReusePolicy, RunId, RunStatus};
-use everstep_proto::api::namespace_service_client::NamespaceServiceClient;
+use everstep_core::{ConflictPolicy, RetryPolicy, ReusePolicy, RunId, RunStatus};
 use everstep_proto::api::run_service_client::RunServiceClient;
 use everstep_proto::{api, wire};
 use opentelemetry::propagation::Injector;
@@ -22,13 +27,18 @@ use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
+pub use builds::{Builds, CheckStream, CheckVerdict, CheckedHistory, HistoryCheck};
 pub use handle::{HistoryStream, RunDescription, RunHandle};
+pub use namespaces::{AttributeFilter, Comparison, NamespaceDescription, NamespaceUpdate};
+pub use queues::{QueueDescription, QueueLimits, QueuePage, QueuedStep, QueuedStepPage};
 pub use request::RunRequest;
 pub use steps::{StepInDoubt, StepPage, StepResolution};
+pub use update::{UpdateHandle, UpdateRequest};
 
-use crate::{ClientError, RunError, payload};
+use crate::{ClientError, IntoAttribute, RunError, payload};
 use call::retrying;
 pub(crate) use call::{pause, refused};
+use result::Outcome;
 
 /// Largest answer that is read: a page of history with large payloads.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -87,6 +97,7 @@ impl Client {
                 identity: self.identity.clone(),
                 ..api::StartRunRequest::default()
             },
+            refused: None,
             result: std::marker::PhantomData,
         }
     }
@@ -113,6 +124,9 @@ impl Client {
             statuses: filter.statuses.iter().map(|&s| wire::encode_run_status(s) as i32).collect(),
             page_size: filter.page_size,
             page_token: page_token.to_owned(),
+            parent_run_id: filter.parent.map(|run| run.to_string()).unwrap_or_default(),
+            attribute_filters: filter.attributes.iter().map(AttributeFilter::encode).collect(),
+            waits_for_build: filter.waits_for_build.clone().unwrap_or_default(),
         };
         let page = retrying(|| {
             let (mut runs, request) = (self.runs(), request.clone());
@@ -121,18 +135,6 @@ impl Client {
         .await?;
         let runs = page.runs.into_iter().map(RunDescription::decode).collect::<Result<_, _>>()?;
         Ok(RunPage { runs, next_page_token: page.next_page_token })
-    }
-
-    /// Makes a namespace.
-    ///
-    /// # Errors
-    /// [`ClientError`], with reason `NAMESPACE_ALREADY_EXISTS` when it is there.
-    pub async fn create_namespace(&self, name: &str, description: &str) -> Result<(), ClientError> {
-        let request =
-            api::CreateNamespaceRequest { name: name.to_owned(), description: description.to_owned() };
-        let mut namespaces = NamespaceServiceClient::new(self.channel.clone());
-        namespaces.create_namespace(request).await.map_err(call::refused)?;
-        Ok(())
     }
 
     pub(crate) fn runs(&self) -> RunServiceClient<Channel> {
@@ -154,6 +156,8 @@ impl Client {
 pub struct Start<R> {
     client: Client,
     request: api::StartRunRequest,
+    /// A memo that does not encode.
+    refused: Option<String>,
     result: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -179,6 +183,62 @@ impl<R: DeserializeOwned> Start<R> {
     /// The run's longest life.
     pub fn run_timeout(mut self, timeout: Duration) -> Self {
         self.request.run_timeout = Some(wire::encode_duration(timeout.into()));
+        self
+    }
+
+    /// Tries again in a new run when one fails or outlives its run timeout, with the same input and all signals; the
+    /// policy says when, and for how often. Not after a failure that is not retryable, nor once a run was asked to stop.
+    ///
+    /// ```no_run
+    /// # use everstep::RetryPolicy;
+    /// # async fn example(client: everstep::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let policy = RetryPolicy { maximum_attempts: 3, ..RetryPolicy::default() };
+    /// let run = client.workflow::<u64>("count").retry(policy).start(&10).await?;
+    /// let of_the_attempt_that_ended_well = run.result().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.request.retry_policy = Some(wire::encode_recorded_policy(&policy));
+        self
+    }
+
+    /// The run has no worker before this time is over. Signals wait for that; a request to stop ends the run at once.
+    ///
+    /// ```no_run
+    /// # async fn example(client: everstep::Client) -> Result<(), everstep::ClientError> {
+    /// let hour = std::time::Duration::from_secs(3600);
+    /// client.workflow::<u64>("count").start_delay(hour).start(&10).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn start_delay(mut self, delay: Duration) -> Self {
+        self.request.start_delay = Some(wire::encode_duration(delay.into()));
+        self
+    }
+
+    /// Says something about the run that lists can be filtered by: a search attribute that the namespace declares.
+    ///
+    /// ```no_run
+    /// # async fn example(client: everstep::Client, order: u64) -> Result<(), everstep::ClientError> {
+    /// let start = client.workflow::<()>("order").attribute("customer", "acme").memo("note", &"vip");
+    /// start.start(&order).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn attribute(mut self, name: impl Into<String>, value: impl IntoAttribute) -> Self {
+        if let Some(value) = value.into_attribute() {
+            self.request.search_attributes.insert(name.into(), wire::encode_attribute(&value));
+        }
+        self
+    }
+
+    /// Says something about the run that is shown with it.
+    pub fn memo<T: Serialize + ?Sized>(mut self, name: impl Into<String>, value: &T) -> Self {
+        match payload::encode(value) {
+            Ok(value) => drop(self.request.memo.insert(name.into(), wire::encode_payload(&value))),
+            Err(e) => self.refused = Some(e.to_string()),
+        }
         self
     }
 
@@ -228,31 +288,43 @@ impl<R: DeserializeOwned> Start<R> {
     pub async fn execute<I: Serialize + ?Sized>(mut self, input: &I) -> Result<R, RunError> {
         self.request.wait = Some(wire::encode_duration(handle::POLL.into()));
         let (client, started) = self.send(input).await?;
-        if let Some(outcome) = started.outcome
-            && let Some(result) = RunHandle::outcome(outcome)?
-        {
-            return result;
-        }
         let run = client.run_ref(started.run_id, String::new());
-        RunHandle::new(client, run).result().await
+        let run = RunHandle::new(client, run);
+        match started.outcome.map(RunHandle::outcome).transpose()? {
+            Some(Outcome::Ended(result, None)) => result,
+            Some(Outcome::Ended(_, Some(next))) => run.successor(next).result().await,
+            Some(Outcome::Open) | None => run.result().await,
+        }
+    }
+
+    /// The request, with its input.
+    fn with_input<I: Serialize + ?Sized>(
+        mut self,
+        input: &I,
+    ) -> Result<(Client, api::StartRunRequest), ClientError> {
+        if let Some(problem) = self.refused {
+            return Err(ClientError::Payload(problem));
+        }
+        let input = payload::encode(input).map_err(|e| ClientError::Payload(e.to_string()))?;
+        self.request.input = Some(wire::encode_payload(&input));
+        Ok((self.client, self.request))
     }
 
     async fn send<I: Serialize + ?Sized>(
-        mut self,
+        self,
         input: &I,
     ) -> Result<(Client, api::StartRunResponse), ClientError> {
-        let input = payload::encode(input).map_err(|e| ClientError::Payload(e.to_string()))?;
-        self.request.input = Some(wire::encode_payload(&input));
-        if self.request.workflow_id.is_empty() {
+        let (client, mut request) = self.with_input(input)?;
+        if request.workflow_id.is_empty() {
             // Made up here, not by the server: a repeated request must name the same one.
-            self.request.workflow_id.clone_from(&self.request.request_id);
+            request.workflow_id.clone_from(&request.request_id);
         }
         let started = retrying(|| {
-            let (mut runs, request) = (self.client.runs(), traced(self.request.clone()));
+            let (mut runs, request) = (client.runs(), traced(request.clone()));
             async move { runs.start_run(request).await }
         })
         .await?;
-        Ok((self.client, started))
+        Ok((client, started))
     }
 }
 
@@ -265,6 +337,12 @@ pub struct RunListFilter {
     pub workflow_type: Option<String>,
     /// Any of these.
     pub statuses: Vec<RunStatus>,
+    /// Only runs that this run's workflow started.
+    pub parent: Option<RunId>,
+    /// All of these hold.
+    pub attributes: Vec<AttributeFilter>,
+    /// Only runs that wait for this build, which nobody connected has; `*` for whichever they wait for.
+    pub waits_for_build: Option<String>,
     /// 1 to 1000; 0 for 100.
     pub page_size: i32,
 }

@@ -11,10 +11,23 @@ use super::call::retrying;
 use super::{Client, new_request_id};
 use crate::ClientError;
 
+/// Runs of a chain that a request follows to the one that is open.
+pub(super) const SUCCESSORS_MAX: u32 = 1_000;
+
+/// The run that goes on after the one that a request was for.
+pub(super) fn successor(error: &ClientError) -> Option<String> {
+    match error {
+        ClientError::Refused { reason, metadata, .. } if reason == "RUN_CLOSED" => {
+            metadata.get("successor").cloned()
+        }
+        _ => None,
+    }
+}
+
 /// A signal, cancel request or termination that was not sent yet. Await it.
 ///
 /// It takes effect once: it is sent again by itself when the server cannot be reached for a moment, under the
-/// same request id. To go on for longer, keep it and [`send`](Self::send) it again; to repeat it from another
+/// same request id. If the run has ended and another one goes on or tries again, it goes there. To go on for longer, keep it and [`send`](Self::send) it again; to repeat it from another
 /// process, give it a [`request_id`](Self::request_id) of your own.
 ///
 /// ```no_run
@@ -65,17 +78,30 @@ impl RunRequest {
     /// # Errors
     /// [`ClientError`], with reason `RUN_CLOSED` when the run has ended.
     pub async fn send(&self) -> Result<(), ClientError> {
-        match &self.body {
-            Body::Signal { name, input } => self.signal(name, input).await,
-            Body::Cancel { reason } => self.cancel(reason).await,
-            Body::Terminate { reason } => self.terminate(reason).await,
+        let mut run = self.run.clone();
+        for _ in 0..SUCCESSORS_MAX {
+            let done = match &self.body {
+                Body::Signal { name, input } => self.signal(&run, name, input).await,
+                Body::Cancel { reason } => self.cancel(&run, reason).await,
+                Body::Terminate { reason } => self.terminate(&run, reason).await,
+            };
+            match done.as_ref().err().and_then(successor) {
+                Some(next) => run.run_id = next,
+                None => return done,
+            }
         }
+        Err(ClientError::Protocol(format!("more than {SUCCESSORS_MAX} runs follow the one that was named")))
     }
 
-    async fn signal(&self, name: &str, input: &Result<Payload, String>) -> Result<(), ClientError> {
+    async fn signal(
+        &self,
+        run: &api::RunRef,
+        name: &str,
+        input: &Result<Payload, String>,
+    ) -> Result<(), ClientError> {
         let input = input.as_ref().map_err(|e| ClientError::Payload(e.clone()))?;
         let request = api::SignalRunRequest {
-            run: Some(self.run.clone()),
+            run: Some(run.clone()),
             name: name.to_owned(),
             input: Some(wire::encode_payload(input)),
             request_id: self.request_id.clone(),
@@ -89,9 +115,9 @@ impl RunRequest {
         Ok(())
     }
 
-    async fn cancel(&self, reason: &str) -> Result<(), ClientError> {
+    async fn cancel(&self, run: &api::RunRef, reason: &str) -> Result<(), ClientError> {
         let request = api::CancelRunRequest {
-            run: Some(self.run.clone()),
+            run: Some(run.clone()),
             reason: reason.to_owned(),
             request_id: self.request_id.clone(),
             identity: self.client.identity_text(),
@@ -104,9 +130,9 @@ impl RunRequest {
         Ok(())
     }
 
-    async fn terminate(&self, reason: &str) -> Result<(), ClientError> {
+    async fn terminate(&self, run: &api::RunRef, reason: &str) -> Result<(), ClientError> {
         let request = api::TerminateRunRequest {
-            run: Some(self.run.clone()),
+            run: Some(run.clone()),
             reason: reason.to_owned(),
             request_id: self.request_id.clone(),
             identity: self.client.identity_text(),

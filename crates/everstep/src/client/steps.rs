@@ -117,7 +117,7 @@ pub struct StepPage {
 }
 
 impl Client {
-    fn steps(&self) -> StepServiceClient<Channel> {
+    pub(super) fn steps(&self) -> StepServiceClient<Channel> {
         StepServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
@@ -134,6 +134,7 @@ impl Client {
         let request = api::ListStepsRequest {
             namespace: self.namespace.clone(),
             state: api::StepState::InDoubt.into(),
+            task_queue: String::new(),
             run_id: run_id.map(|run| run.to_string()).unwrap_or_default(),
             page_size,
             page_token: page_token.to_owned(),

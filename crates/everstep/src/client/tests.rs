@@ -89,6 +89,7 @@ async fn until_headers(stream: &mut TcpStream) {
 #[tonic::async_trait]
 impl RunService for Scripted {
     type GetHistoryStream = Pin<Box<dyn Stream<Item = Result<api::GetHistoryResponse, Status>> + Send>>;
+    type ExportHistoryStream = Pin<Box<dyn Stream<Item = Result<api::ExportHistoryResponse, Status>> + Send>>;
 
     async fn start_run(
         &self,
@@ -152,6 +153,41 @@ impl RunService for Scripted {
         &self,
         _: Request<api::GetResultRequest>,
     ) -> Result<Response<api::GetResultResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn update_run(
+        &self,
+        _: Request<api::UpdateRunRequest>,
+    ) -> Result<Response<api::UpdateRunResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_update(
+        &self,
+        _: Request<api::GetUpdateRequest>,
+    ) -> Result<Response<api::GetUpdateResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn signal_with_start_run(
+        &self,
+        _: Request<api::SignalWithStartRunRequest>,
+    ) -> Result<Response<api::SignalWithStartRunResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn update_with_start_run(
+        &self,
+        _: Request<api::UpdateWithStartRunRequest>,
+    ) -> Result<Response<api::UpdateWithStartRunResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn export_history(
+        &self,
+        _: Request<api::ExportHistoryRequest>,
+    ) -> Result<Response<Self::ExportHistoryStream>, Status> {
         Err(Status::unimplemented(""))
     }
 }

@@ -104,6 +104,7 @@ impl<T: DeserializeOwned> Future for Signal<T> {
         let this = &mut *self;
         let mut state = this.shared.lock();
         if let Some((_, value)) = state.signals.get_mut(&this.name).and_then(VecDeque::pop_front) {
+            state.changes += 1;
             return Poll::Ready(payload::decode(&value));
         }
         if !std::mem::replace(&mut this.listed, true) {

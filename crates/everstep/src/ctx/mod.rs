@@ -1,10 +1,17 @@
 //! What workflow code holds: the [`Ctx`] and the futures it builds.
 
+mod child;
+mod command;
+mod continuation;
 mod doubt;
+mod external;
 mod futures;
 mod query;
+mod queued;
 mod state;
 mod step;
+mod update;
+mod upsert;
 mod version;
 
 use std::ops::RangeInclusive;
@@ -18,14 +25,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+pub use child::{Child, ChildFuture, ChildHandle};
+pub use continuation::ContinueAsNew;
+pub(crate) use continuation::end_of;
 pub(crate) use doubt::Guard;
 pub use doubt::{InDoubt, Probe, ProbeFn, ProbeFuture};
+pub use external::{External, ExternalOp};
 pub use futures::{Canceled, Signal, Sleep};
 pub(crate) use query::QueryFn;
 pub use query::{QueryError, State};
+pub use queued::{Queued, QueuedDoubt, StepType};
 pub(crate) use state::{CtxMisuse, OpState, Shared, State as CtxState, StepOp, TimerOp};
 pub(crate) use step::STEP_INFO;
 pub use step::{Step, StepInfo, step_info};
+pub use update::{Refused, Wait};
 pub use version::Known;
 pub(crate) use version::Unsupported;
 

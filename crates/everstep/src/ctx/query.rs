@@ -42,7 +42,7 @@ impl<E: std::error::Error> From<E> for QueryError {
     }
 }
 
-/// A value that the workflow sets and its query handlers read. Cheap to clone; clones share the value.
+/// A value that the workflow and its handlers of updates set, and that its query handlers read. Cheap to clone; clones share the value.
 ///
 /// Only the workflow's own code sets it. Who reads it never holds the workflow up, however long that takes.
 #[derive(Debug)]
@@ -92,6 +92,9 @@ impl<T: Clone + Send + Sync + 'static> State<T> {
         // Changed beside the one that is shown: nobody waits for a change, and none is seen half done.
         let result = change(Arc::make_mut(&mut value));
         *self.value.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        if let Some(shared) = self.shared.upgrade() {
+            shared.lock().changes += 1;
+        }
         result
     }
 }

@@ -1,7 +1,7 @@
 //! What a workflow's futures share with the machine that polls them.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +14,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::RunInfo;
+use super::command::CommandOp;
 use super::doubt::Guard;
 use super::query::Queries;
+use super::update::UpdateHandlers;
 use super::version::{Known, Versions};
 
 pub(crate) use crate::machine::AttemptFn as Attempt;
@@ -52,23 +54,38 @@ impl fmt::Display for CtxMisuse {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) info: RunInfo,
+    /// The policy of steps whose code sets none.
+    pub(crate) step_retry: RetryPolicy,
     state: Mutex<State>,
 }
 
 impl Shared {
-    pub(crate) fn new(info: RunInfo, seed: u64, at: Timestamp, known: Known) -> Self {
+    pub(crate) fn new(
+        info: RunInfo,
+        step_retry: RetryPolicy,
+        seed: u64,
+        at: Timestamp,
+        known: Known,
+    ) -> Self {
         Self {
             info,
+            step_retry,
             state: Mutex::new(State {
                 replay: Replay::default(),
                 ops: Vec::new(),
                 fresh: Vec::new(),
+                awaited: BTreeSet::new(),
                 signals: BTreeMap::new(),
                 signal_waits: Vec::new(),
                 queries: Queries::default(),
+                update_handlers: UpdateHandlers::default(),
+                updates_running: 0,
+                waits: Vec::new(),
+                changes: 0,
                 cancel_requested: false,
                 replaying: true,
                 activation: 0,
+                history_bytes: 0,
                 at,
                 rng: ChaCha8Rng::seed_from_u64(seed),
                 versions: Versions::new(known),
@@ -106,16 +123,28 @@ pub(crate) struct State {
     pub(crate) ops: Vec<OpState>,
     /// Operations to look at when work is taken next.
     pub(crate) fresh: Vec<OpId>,
+    /// Operations that others carry out and that have no end yet.
+    pub(crate) awaited: BTreeSet<OpId>,
     /// Signals that the workflow has not taken, by name.
     pub(crate) signals: BTreeMap<String, VecDeque<(Seq, Payload)>>,
     /// Signals that the code waits for, and where it does.
     pub(crate) signal_waits: Vec<(String, &'static Location<'static>)>,
     /// What others may ask.
     pub(crate) queries: Queries,
+    /// What others may have done.
+    pub(crate) update_handlers: UpdateHandlers,
+    /// Handlers of updates that have not ended.
+    pub(crate) updates_running: usize,
+    /// Where the code waits for conditions.
+    pub(crate) waits: Vec<&'static Location<'static>>,
+    /// Counts what the code has changed of its own that other code of the run may wait for.
+    pub(crate) changes: u64,
     pub(crate) cancel_requested: bool,
     pub(crate) replaying: bool,
     /// Events applied so far: one event, one activation.
     pub(crate) activation: u64,
+    /// Bytes of users' values in those events.
+    pub(crate) history_bytes: u64,
     pub(crate) at: Timestamp,
     rng: ChaCha8Rng,
     pub(crate) versions: Versions,
@@ -126,6 +155,7 @@ pub(crate) struct State {
 pub(crate) enum OpState {
     Step(Box<StepOp>),
     Timer(TimerOp),
+    Command(Box<CommandOp>),
 }
 
 /// A step as far as code and history have gone.

@@ -88,7 +88,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Step<T> {
             state.ops.push(OpState::Step(Box::new(StepOp {
                 name,
                 attempt,
-                policy: RetryPolicy::default(),
+                policy: shared.step_retry.clone(),
                 timeout: None,
                 requested: false,
                 dropped: false,

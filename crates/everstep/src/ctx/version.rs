@@ -38,7 +38,10 @@ impl Known {
             EventBody::VersionMarked { change_id, version } => {
                 self.markers.insert(change_id.clone(), *version);
             }
-            EventBody::RunCompleted { .. } | EventBody::RunFailed { .. } | EventBody::RunCanceled { .. } => {
+            EventBody::RunCompleted { .. }
+            | EventBody::RunFailed { .. }
+            | EventBody::RunCanceled { .. }
+            | EventBody::RunContinued { .. } => {
                 self.ended = true;
             }
             body => self.last = self.last.max(body.op().map_or(0, |OpId(id)| id)),

@@ -6,6 +6,7 @@ mod tests;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use everstep_core::replay::OpKind;
 use everstep_core::{Failure, OpId, Payload};
 use serde_json::{Value, json};
 
@@ -51,22 +52,36 @@ impl Machine {
                         "kind": "timer", "id": id.0, "seconds": timer.delay.as_secs_f64(), "source": source,
                     }))
                 }
-                OpState::Step(_) | OpState::Timer(_) => None,
+                OpState::Command(op) if op.is_awaited() => {
+                    let (kind, name) = match state.replay.kind(id)? {
+                        OpKind::Queued(name) => ("queued step", name.as_str()),
+                        OpKind::Child(workflow_type) => ("child", workflow_type.as_str()),
+                        OpKind::External => ("external", ""),
+                        OpKind::Step(_) | OpKind::Timer | OpKind::Upsert => return None,
+                    };
+                    Some(json!({"kind": kind, "id": id.0, "name": name, "source": source}))
+                }
+                OpState::Step(_) | OpState::Timer(_) | OpState::Command(_) => None,
             }
         };
         let signals = state
             .signal_waits
             .iter()
             .map(|(name, source)| json!({"kind": "signal", "name": name, "source": source.to_string()}));
-        state.ops.iter().enumerate().filter_map(entry).chain(signals).collect()
+        let conditions =
+            state.waits.iter().map(|source| json!({"kind": "condition", "source": source.to_string()}));
+        state.ops.iter().enumerate().filter_map(entry).chain(signals).chain(conditions).collect()
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         // A handler may hold the ctx, which holds the handlers.
-        let handlers = std::mem::take(&mut self.shared.lock().queries);
-        drop(handlers);
+        let (queries, updates) = {
+            let mut state = self.shared.lock();
+            (std::mem::take(&mut state.queries), std::mem::take(&mut state.update_handlers))
+        };
+        drop((queries, updates));
     }
 }
 

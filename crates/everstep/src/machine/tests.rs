@@ -1,7 +1,12 @@
 //! Recorded histories in, work out; and what must not be waited for.
 
+mod children;
 mod combine;
+mod continuation;
 mod doubt;
+mod notes;
+mod queued;
+mod updates;
 mod versions;
 
 use std::time::Duration;
@@ -35,6 +40,7 @@ fn start(input: Payload) -> RunStarted {
         run_timeout: None,
         seed: 5,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     }
 }
 
@@ -130,6 +136,25 @@ fn a_failed_attempt_is_followed_by_the_next_when_the_history_says_so() {
     assert_eq!(s.apply(failed(1, Some(Timestamp::from_micros(9)))).unwrap(), ["Attempt(#1 a 2)"]);
     let end = s.apply(failed(2, None)).unwrap();
     assert!(end[0].starts_with("Finish(Err(Failed(Failure { kind: \"Oops\""), "{end:?}");
+}
+
+#[test]
+fn what_follows_an_attempt_that_was_lost_does_not_wait() {
+    let mut s = Script::new(|ctx: Ctx, ()| async move { number(&ctx, "a", 1).await });
+    s.machine.apply(&event(1, EventBody::RunStarted(Box::new(start(Payload::json("null")))))).unwrap();
+    let failed = EventBody::StepFailed {
+        step: OpId(1),
+        name: "a".into(),
+        attempt: 1,
+        elapsed: everstep_core::Duration::ZERO,
+        failure: Failure::new("Oops", "no"),
+        retry_at: Some(Timestamp::MAX),
+    };
+    s.machine.apply(&event(2, failed)).unwrap();
+    let begun = EventBody::StepStarted { step: OpId(1), name: "a".into(), attempt: 2, in_doubt: None };
+    s.machine.apply(&event(3, begun)).unwrap();
+    let work = s.machine.take_work();
+    let [Work::Attempt { attempt: 3, not_before: None, .. }] = &work[..] else { panic!("{work:?}") };
 }
 
 #[test]
@@ -287,6 +312,7 @@ proptest! {
         let attached = EventBody::WorkerAttached {
             session: SessionId::from_uuid(Uuid::nil()),
             worker: WorkerInfo::default(),
+            pinned: false,
         };
         let mut bodies = vec![EventBody::RunStarted(Box::new(start(Payload::json("null")))), attached];
         bodies.extend(order.iter().map(|&i| completed(i, &format!("p{}", i - 1), i)));

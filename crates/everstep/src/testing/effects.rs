@@ -100,7 +100,8 @@ impl Effects {
             let StepInfo { run_id, step_id, attempt, epoch, .. } = effect.info;
             let which = (run_id, step_id, attempt);
             effect.recorded = ended.contains(&(run_id, step_id, attempt, epoch))
-                || guarded.contains(&which) && settled.contains(&which);
+                // Of a queued step, whose workers have no epoch.
+                || (epoch == 0 || guarded.contains(&which)) && settled.contains(&which);
         }
     }
 }

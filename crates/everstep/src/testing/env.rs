@@ -12,8 +12,9 @@ use super::engine::Engine;
 use super::faults::Faults;
 use super::scenario::{Scenario, encoded};
 use super::{Effects, Error, History, Mock, replayer};
+use crate::machine::WorkflowFactory;
 use crate::worker::workflow_factory;
-use crate::{Ctx, WorkflowError, payload};
+use crate::{Ctx, Memo, SearchAttributes, WorkflowError, payload};
 
 /// Workflows on an engine in memory with a clock of its own.
 ///
@@ -44,7 +45,7 @@ use crate::{Ctx, WorkflowError, payload};
 /// # }
 /// ```
 pub struct TestEnv {
-    engine: Engine,
+    pub(super) engine: Engine,
     began: i64,
 }
 
@@ -220,8 +221,9 @@ impl TestEnv {
         self.settle().await
     }
 
-    /// Lets time pass until the run ends, and gives its result. Then replays its history once: code that does
-    /// something else the second time is found here, not by a crash in production.
+    /// Lets time pass until the run ends, and gives its result; of the last run, when its workflow continues as new or
+    /// a failed run is tried again. Then replays the histories once: code that does something else the second time is
+    /// found here, not by a crash in production.
     ///
     /// # Errors
     /// [`Error::Ended`] when it ended without a result, [`Error::Blocked`], [`Error::Stuck`], [`Error::Differs`],
@@ -229,11 +231,16 @@ impl TestEnv {
     pub async fn result<T: DeserializeOwned>(&mut self, run: RunId) -> Result<T, Error> {
         self.finish(run).await?;
         self.check_replay(run)?;
-        let run = self.engine.run(run)?;
+        let run = self.folded(run)?;
         match run.failure() {
             Some(failure) => Err(Error::Ended { status: run.status(), failure: Box::new(failure.clone()) }),
             None => payload::decode(run.result()).map_err(|e| Error::Payload(e.to_string())),
         }
+    }
+
+    /// The run that goes on after this one, if it has continued as new or is tried again; else this one.
+    pub fn latest(&self, run: RunId) -> RunId {
+        self.engine.latest(run)
     }
 
     /// How the run stands.
@@ -242,6 +249,15 @@ impl TestEnv {
     /// [`Error::UnknownRun`].
     pub fn status(&self, run: RunId) -> Result<RunStatus, Error> {
         self.engine.run(run).map(Run::status)
+    }
+
+    /// What the run says about itself now: its search attributes, and its memo.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRun`].
+    pub fn notes(&self, run: RunId) -> Result<(SearchAttributes, Memo), Error> {
+        let notes = self.engine.run(run)?.notes().clone();
+        Ok((notes.attributes, notes.memo))
     }
 
     /// The run's events so far.
@@ -257,19 +273,46 @@ impl TestEnv {
         self.engine.effects()
     }
 
-    async fn ask(&mut self, run: RunId, body: CommandBody) -> Result<(), Error> {
+    pub(super) fn workflow(&self, name: &str) -> Option<&WorkflowFactory> {
+        self.engine.workflows.get(name)
+    }
+
+    pub(super) fn new_update_id(&mut self) -> String {
+        self.engine.new_id().to_string()
+    }
+
+    /// Lets the next thing happen while an update of an open run waits for its answer.
+    pub(super) async fn until_update(&mut self, run: RunId) -> Result<(), Error> {
+        let status = self.status(run)?;
+        if status == RunStatus::Blocked {
+            return Err(Error::Blocked(self.engine.run(run)?.row().blocked));
+        }
+        if status.is_closed() {
+            let failure =
+                everstep_core::Failure::new("UpdateAbandoned", "the run ended before it had answered");
+            return Err(Error::Ended { status, failure: Box::new(failure) });
+        }
+        if self.engine.turn().await? {
+            return Ok(());
+        }
+        Err(Error::Stuck { hint: "the update's handler waits: signal the run".to_owned() })
+    }
+
+    /// Decides a request of a caller's.
+    pub(super) async fn ask(&mut self, run: RunId, body: CommandBody) -> Result<(), Error> {
         let command = self.engine.command(body);
-        self.engine.request(run, &command)?;
+        self.engine.request(self.engine.latest(run), &command)?;
         self.settle().await
     }
 
-    async fn settle(&mut self) -> Result<(), Error> {
+    pub(super) async fn settle(&mut self) -> Result<(), Error> {
         self.engine.advance(0).await
     }
 
     /// Lets time pass until the run ends.
     pub(super) async fn finish(&mut self, run: RunId) -> Result<(), Error> {
         loop {
+            let run = self.latest(run);
             match self.status(run)? {
                 RunStatus::Blocked => return Err(Error::Blocked(self.engine.run(run)?.row().blocked)),
                 status if status.is_closed() => return Ok(()),
@@ -277,23 +320,27 @@ impl TestEnv {
             }
             if !self.engine.turn().await? {
                 let doubts = self.engine.run(run)?.doubts();
-                let hint = match doubts.first() {
-                    Some(doubt) => format!("step '{}' is in doubt, see resolve_step", doubt.name),
-                    None => "signal or cancel it".to_owned(),
+                let hint = match (doubts.first(), self.engine.unserved(run)) {
+                    (Some(doubt), _) => format!("step '{}' is in doubt, see resolve_step", doubt.name),
+                    (None, Some(step)) => {
+                        format!("queued step '{step}' waits: see register_step, mock and complete_step")
+                    }
+                    (None, None) => "signal or cancel it".to_owned(),
                 };
                 return Err(Error::Stuck { hint });
             }
         }
     }
 
-    /// Holds the run's history against the code.
+    /// Holds the history of the run, and of those that follow it, against the code.
     pub(super) fn check_replay(&self, run: RunId) -> Result<(), Error> {
-        let history = self.engine.history(run)?;
-        let workflow = self.engine.workflows.get(&self.engine.run(run)?.start().workflow_type);
-        match workflow {
-            Some(workflow) => Ok(replayer::check(&history, workflow)?),
-            None => Ok(()),
+        for run in self.engine.chain(run) {
+            let history = self.engine.history(run)?;
+            if let Some(workflow) = self.engine.workflows.get(&self.engine.run(run)?.start().workflow_type) {
+                replayer::check(&history, workflow)?;
+            }
         }
+        Ok(())
     }
 
     pub(super) fn plan_faults(&mut self, faults: Faults) {
@@ -304,8 +351,9 @@ impl TestEnv {
         &self.engine.faults
     }
 
+    /// The last run of the chain.
     pub(super) fn folded(&self, run: RunId) -> Result<&Run, Error> {
-        self.engine.run(run)
+        self.engine.run(self.latest(run))
     }
 
     pub(super) fn begin(&mut self, scenario: Scenario) -> Result<RunId, Error> {

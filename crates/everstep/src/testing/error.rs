@@ -36,6 +36,12 @@ pub enum Error {
         /// Why.
         failure: Box<Failure>,
     },
+    /// The run's code does not agree to an update. Nothing was written.
+    #[error("the update is rejected: {}: {}", .0.kind, .0.message)]
+    UpdateRejected(Box<Failure>),
+    /// The run's code agreed to an update, and failed to do it.
+    #[error("the update failed: {}: {}", .0.kind, .0.message)]
+    UpdateFailed(Box<Failure>),
     /// The run cannot go on with this code.
     #[error("the run is blocked: {0}")]
     Blocked(String),
@@ -60,10 +66,12 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
-    /// Why the run ended, if that is what this says.
+    /// Why the run ended or the update came to nothing, if that is what this says.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
-            Self::Ended { failure, .. } => Some(failure),
+            Self::Ended { failure, .. } | Self::UpdateRejected(failure) | Self::UpdateFailed(failure) => {
+                Some(failure)
+            }
             _ => None,
         }
     }

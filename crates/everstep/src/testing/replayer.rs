@@ -207,7 +207,7 @@ impl Replayer {
 
 /// Replays `history` through `workflow`, more strictly than a worker does: what the history says was done has to
 /// have been asked for, and the run has to end as it did.
-pub(super) fn check(history: &History, workflow: &WorkflowFactory) -> Result<(), Box<Difference>> {
+pub(crate) fn check(history: &History, workflow: &WorkflowFactory) -> Result<(), Box<Difference>> {
     let events = history.events();
     let Some((first, EventBody::RunStarted(start))) = events.first().map(|e| (e, &e.body)) else {
         return Ok(());
@@ -279,6 +279,7 @@ fn was_asked_for(machine: &Machine, event: &Event) -> Result<(), Unlike> {
     let asked = match state.ops.get((id.0 as usize).wrapping_sub(1)) {
         Some(OpState::Step(step)) => step.requested,
         Some(OpState::Timer(timer)) => timer.requested.is_some(),
+        Some(OpState::Command(op)) => op.is_requested(),
         // It is not even built, which the replay says better.
         None => true,
     };
@@ -292,6 +293,7 @@ fn ends_alike(machine: &mut Machine, event: &Event) -> Result<(), Unlike> {
         EventBody::RunFailed { failure, .. } if failure.kind == "HistoryTooLarge" => return Ok(()),
         EventBody::RunFailed { failure, .. } => format!("a failure of kind '{}'", failure.kind),
         EventBody::RunCanceled { .. } => "a cancel".to_owned(),
+        EventBody::RunContinued { .. } => "a new run".to_owned(),
         _ => return Ok(()),
     };
     let (mut pending, mut end) = (None, None);
@@ -303,6 +305,7 @@ fn ends_alike(machine: &mut Machine, event: &Event) -> Result<(), Unlike> {
             Work::Probe { id, name, .. } | Work::GiveUp { id, name, .. } => {
                 pending = Some(format!("still has a doubt about step '{name}' {id}"));
             }
+            Work::Command(command) => pending = Some(format!("still wants {command:?}")),
             Work::CancelTimer { .. } | Work::MarkVersion { .. } => {}
         }
     }
@@ -314,10 +317,12 @@ fn ends_alike(machine: &mut Machine, event: &Event) -> Result<(), Unlike> {
         {
             return Ok(());
         }
-        (EventBody::RunCanceled { .. }, Some(Err(WorkflowError::Canceled(_)))) => return Ok(()),
+        (EventBody::RunCanceled { .. }, Some(Err(WorkflowError::Canceled(_))))
+        | (EventBody::RunContinued { .. }, Some(Err(WorkflowError::Continued(_)))) => return Ok(()),
         (_, Some(Ok(value))) => format!("returns {}", text(&value)),
         (_, Some(Err(WorkflowError::Failed(f)))) => format!("fails with '{}': {}", f.kind, f.message),
         (_, Some(Err(WorkflowError::Canceled(_)))) => "ends as canceled".to_owned(),
+        (_, Some(Err(WorkflowError::Continued(_)))) => "goes on in a new run".to_owned(),
     };
     Err(Unlike::new(expected, produced))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use everstep_core::Payload;
+use everstep_core::{Payload, RetryPolicy};
 use serde::Serialize;
 
 use crate::payload;
@@ -24,6 +24,8 @@ pub struct Scenario {
     pub(super) input: Result<Payload, String>,
     pub(super) workflow_id: Option<String>,
     pub(super) run_timeout: Option<Duration>,
+    pub(super) start_delay: Option<Duration>,
+    pub(super) retry: Option<RetryPolicy>,
     pub(super) acts: Vec<(Duration, Act)>,
 }
 
@@ -42,6 +44,8 @@ impl Scenario {
             input: encoded(input),
             workflow_id: None,
             run_timeout: None,
+            start_delay: None,
+            retry: None,
             acts: Vec::new(),
         }
     }
@@ -55,6 +59,18 @@ impl Scenario {
     /// The run's longest life.
     pub fn run_timeout(mut self, timeout: Duration) -> Self {
         self.run_timeout = Some(timeout);
+        self
+    }
+
+    /// The run has no worker before this time is over.
+    pub fn start_delay(mut self, delay: Duration) -> Self {
+        self.start_delay = Some(delay);
+        self
+    }
+
+    /// Tries again in a new run when one fails or outlives its run timeout.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
         self
     }
 

@@ -264,7 +264,7 @@ impl<F: Fn() -> TestEnv> Simulation<F> {
             Ok(()) => env.check_replay(run),
             Err(error) => Err(error),
         };
-        let history = env.history(run);
+        let history = env.history(env.latest(run));
         match (ended, history, env.folded(run)) {
             (Ok(()), Ok(history), Ok(end)) => {
                 let outcome = Outcome {

@@ -31,6 +31,13 @@ pub(crate) struct Places {
     replays: Arc<Semaphore>,
 }
 
+impl Places {
+    /// Those of histories that are replayed.
+    pub(super) fn replays(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.replays)
+    }
+}
+
 impl Default for Places {
     fn default() -> Self {
         let places = |n| Arc::new(Semaphore::new(n));
@@ -38,10 +45,38 @@ impl Default for Places {
     }
 }
 
+/// What a run's code is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For a value.
+    Query,
+    /// Whether it agrees to an update.
+    Validate,
+}
+
+impl Kind {
+    /// What in the run's code answers.
+    fn handler(self, machine: &Machine, name: &str) -> Result<QueryFn, Failure> {
+        match self {
+            Self::Query => machine.query(name),
+            Self::Validate => machine.validator(name),
+        }
+    }
+
+    fn outcome(self, result: Result<Payload, Failure>) -> Outcome {
+        match (self, result) {
+            (Self::Query, Ok(value)) => Outcome::Value(wire::encode_payload(&value)),
+            (Self::Validate, Ok(_)) => Outcome::Passed(api::Passed {}),
+            (_, Err(failure)) => refused(&failure),
+        }
+    }
+}
+
 /// A question that waits for its answer. Dropped without one, it says so: the server asks somebody else.
 #[derive(Debug)]
 pub(super) struct Asked {
     id: String,
+    kind: Kind,
     pub(super) name: String,
     input: Payload,
     pub(super) at_least: Seq,
@@ -62,6 +97,11 @@ impl Asked {
         if let Some(outcome) = outcome {
             self.say(seq, outcome);
         }
+    }
+
+    /// When nobody waits for it any more.
+    pub(super) fn until(&self) -> Instant {
+        self.until
     }
 
     pub(super) fn is_late(&self) -> bool {
@@ -95,6 +135,8 @@ pub(super) enum Question {
     Owned(String, u32, Asked),
     /// Of a run whose history came along.
     Foreign(RunId, Vec<history::Event>, Asked),
+    /// Of whether this worker's code fits a history.
+    Check(RunId, Vec<history::Event>, Asked),
 }
 
 impl Asks {
@@ -115,6 +157,7 @@ impl Asks {
         let wait = wait.and_then(|w| wire::decode_duration("wait", w).ok()).unwrap_or_default();
         let mut asked = Asked {
             id: ask_id,
+            kind: Kind::Query,
             name: String::new(),
             input: Payload::default(),
             at_least: at_least_seq,
@@ -122,11 +165,19 @@ impl Asks {
             outbox: Arc::clone(outbox),
             answered: false,
         };
-        let Some(ask::What::Query(api::Query { name, input })) = what else {
+        if let Some(ask::What::Check(api::CheckHistory {})) = what {
+            return run_id.parse().ok().map(|run| Question::Check(run, events, asked));
+        }
+        let (kind, name, input) = match what {
+            Some(ask::What::Query(api::Query { name, input })) => (Kind::Query, name, input),
+            Some(ask::What::Validate(api::Validate { name, input })) => (Kind::Validate, name, input),
             // A newer server asks for something that this worker cannot know.
-            asked.answer(0, Outcome::Gone("the question is not understood".to_owned()));
-            return None;
+            _ => {
+                asked.answer(0, Outcome::Gone("the question is not understood".to_owned()));
+                return None;
+            }
         };
+        asked.kind = kind;
         asked.name = name;
         asked.input = wire::decode_payload(input);
         match run_id.parse() {
@@ -141,18 +192,11 @@ fn refused(failure: &Failure) -> Outcome {
     Outcome::Refused(wire::encode_failure(failure))
 }
 
-fn outcome(result: Result<Payload, Failure>) -> Outcome {
-    match result {
-        Ok(value) => Outcome::Value(wire::encode_payload(&value)),
-        Err(failure) => refused(&failure),
-    }
-}
-
 /// Runs a handler on a thread of its own: code that does not come to an end holds up neither the run for ever nor
 /// its lease. `None` once nobody waits for it any more.
-pub(super) async fn handle(
+async fn handle(
     settings: Arc<Settings>,
-    handler: QueryFn,
+    (kind, handler): (Kind, QueryFn),
     input: Payload,
     until: Instant,
 ) -> Option<Outcome> {
@@ -167,23 +211,33 @@ pub(super) async fn handle(
     };
     let limit = Instant::now() + HANDLER_MAX;
     match tokio::time::timeout_at(limit.min(until), running).await {
-        Ok(Some(result)) => Some(outcome(result)),
+        Ok(Some(result)) => Some(kind.outcome(result)),
         _ if until <= limit => None,
         _ => {
-            let message = format!("the query's handler took longer than {} s", HANDLER_MAX.as_secs());
+            let message = format!("the handler took longer than {} s", HANDLER_MAX.as_secs());
             Some(refused(&Failure::new("QueryTimeout", message)))
         }
     }
 }
 
 impl Asked {
+    /// What in the run's code answers.
+    pub(super) fn handler(&self, machine: &Machine) -> Result<QueryFn, Failure> {
+        self.kind.handler(machine, &self.name)
+    }
+
+    /// True when something is recorded because of the answer.
+    pub(super) fn leads_to_event(&self) -> bool {
+        self.kind == Kind::Validate
+    }
+
     /// The answer of `handler`, some time later.
     pub(super) fn handled_by(
         &mut self,
         settings: Arc<Settings>,
         handler: QueryFn,
     ) -> impl Future<Output = Option<Outcome>> + Send + 'static {
-        handle(settings, handler, std::mem::take(&mut self.input), self.until)
+        handle(settings, (self.kind, handler), std::mem::take(&mut self.input), self.until)
     }
 
     /// Replays the history of a run that this worker does not hold, and answers from there.
@@ -194,12 +248,12 @@ impl Asked {
         history: Vec<history::Event>,
     ) {
         let places = Arc::clone(&settings.places.replays);
-        let (name, input) = (std::mem::take(&mut self.name), std::mem::take(&mut self.input));
+        let question = (self.kind, std::mem::take(&mut self.name), std::mem::take(&mut self.input));
         let replay = async {
             let place = places.acquire_owned().await.ok()?;
             let replayed = move || {
                 let _place = place;
-                speak(&settings, run, history, (&name, input))
+                speak(&settings, run, history, question)
             };
             tokio::task::spawn_blocking(replayed).await.ok()
         };
@@ -216,7 +270,7 @@ fn speak(
     settings: &Settings,
     run: RunId,
     history: Vec<history::Event>,
-    (name, input): (&str, Payload),
+    (kind, name, input): (Kind, String, Payload),
 ) -> (Seq, Outcome) {
     let gone = |why: String| (0, Outcome::Gone(why));
     let mut events = Vec::with_capacity(history.len());
@@ -244,8 +298,8 @@ fn speak(
             );
         }
     }
-    let result = machine.query(name).and_then(|handler| handlers::answer(&handler, input));
-    (machine.seen(), outcome(result))
+    let result = kind.handler(&machine, &name).and_then(|handler| handlers::answer(&handler, input));
+    (machine.seen(), kind.outcome(result))
 }
 
 /// Why this build cannot speak for the run.

@@ -16,9 +16,12 @@ use tonic::Code;
 
 use super::Settings;
 use super::asks::{self, Asks, Question};
+use super::checks;
 use super::lease::Lease;
+use super::limits::StepLimits;
 use super::outbox::{Frames, Outbox};
 use super::run::{RunMessage, RunTask};
+use super::steps::{self, Steps};
 use crate::client::{pause, refused};
 use crate::{ClientError, WorkerError};
 
@@ -50,6 +53,7 @@ struct Session {
     /// Histories that come in several messages.
     partial: HashMap<RunId, Vec<everstep_proto::history::Event>>,
     asks: Asks,
+    steps: Steps,
     heartbeats: HashMap<u64, Instant>,
     next_heartbeat: u64,
     ended: mpsc::UnboundedSender<(RunId, Epoch)>,
@@ -72,9 +76,11 @@ pub(super) async fn work(
 ) -> Result<(), WorkerError> {
     let mut stop = std::pin::pin!(stop);
     let (ended, mut ended_runs) = mpsc::unbounded_channel();
+    let (outbox, lease) = (Arc::<Outbox>::default(), Arc::new(Lease::new()));
     let mut session = Session {
-        outbox: Arc::default(),
-        lease: Arc::new(Lease::new()),
+        steps: Steps::new(Arc::clone(&settings), Arc::clone(&outbox), Arc::clone(&lease)),
+        outbox,
+        lease,
         token: String::new(),
         runs: HashMap::new(),
         partial: HashMap::new(),
@@ -119,6 +125,7 @@ impl Session {
             tracing::warn!(reason, runs = self.runs.len(), "runs given up");
         }
         self.runs.clear();
+        self.steps.forget();
         self.partial.clear();
         self.heartbeats.clear();
         self.token.clear();
@@ -167,6 +174,7 @@ impl Session {
         let mut heartbeat = tokio::time::interval(self.lease.length() / 3);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         heartbeat.reset();
+        let mut limits = self.settings.limits.watch();
         loop {
             tokio::select! {
                 biased;
@@ -181,6 +189,8 @@ impl Session {
                     self.heartbeat();
                 }
                 Some((run, epoch)) = ended.recv() => self.run_ended(run, epoch),
+                end = self.steps.next_end() => self.steps.ended(end),
+                Ok(()) = limits.changed() => self.say_limits(),
                 frame = stream.message() => match frame {
                     Ok(Some(frame)) => {
                         if let Err(end) = self.frame(frame) {
@@ -196,6 +206,7 @@ impl Session {
 
     fn hello(&self) -> api::Hello {
         let s = &self.settings;
+        let (hosts_steps, limits) = (!s.steps.is_empty() && !s.check_only, s.limits.get());
         api::Hello {
             protocol_min: 1,
             protocol_max: 1,
@@ -206,7 +217,7 @@ impl Session {
                 identity: s.identity.clone(),
                 build_id: s.build_id.clone(),
             }),
-            run_slots: s.run_slots,
+            run_slots: if s.check_only || s.workflows.is_empty() { 0 } else { s.run_slots },
             session_token: self.token.clone(),
             held: self
                 .runs
@@ -218,7 +229,19 @@ impl Session {
                     seen_seq: held.seen.load(Ordering::Acquire),
                 })
                 .collect(),
-            capabilities: vec![asks::CAPABILITY.to_owned()],
+            check_only: s.check_only,
+            compatible_builds: s.continues.clone(),
+            pinned_workflow_types: s.pinned.iter().cloned().collect(),
+            step_types: if hosts_steps { s.steps.keys().cloned().collect() } else { Vec::new() },
+            step_slots: if hosts_steps { limits.slots } else { 0 },
+            steps_per_second: limits.per_second,
+            held_steps: self.steps.held(),
+            capabilities: [asks::CAPABILITY, checks::CAPABILITY, steps::CAPABILITY]
+                .into_iter()
+                .filter(|&word| !s.check_only || word == checks::CAPABILITY)
+                .filter(|&word| hosts_steps || word != steps::CAPABILITY)
+                .map(str::to_owned)
+                .collect(),
         }
     }
 
@@ -243,12 +266,18 @@ impl Session {
         } else if !self.lease.renew(hello_sent, lease) {
             return Err(self.lapsed());
         }
+        let knows_steps = welcome.capabilities.iter().any(|word| word == steps::CAPABILITY);
+        if !knows_steps && !self.settings.steps.is_empty() {
+            let problem = "the server does not know queued steps, which this worker hosts: it is too old";
+            return Err(Ended::Refused(ClientError::Protocol(problem.to_owned())));
+        }
         tracing::info!(session = welcome.session_id, resumed = welcome.resumed, "connected");
         self.token = welcome.session_token;
         self.outbox.open(to_stream);
         for held in self.runs.values() {
             let _ = held.to_run.send(RunMessage::Resend);
         }
+        self.steps.resend();
         messages.try_for_each(|m| self.message(m))
     }
 
@@ -265,6 +294,11 @@ impl Session {
             | Code::Unauthenticated => Ended::Refused(error),
             _ => Ended::Lost(error.to_string()),
         }
+    }
+
+    fn say_limits(&self) {
+        let StepLimits { slots: step_slots, per_second: steps_per_second } = self.settings.limits.get();
+        self.outbox.send(worker_message::Message::Limits(api::Limits { step_slots, steps_per_second }));
     }
 
     fn heartbeat(&mut self) {
@@ -312,6 +346,9 @@ impl Session {
                 }
             }
             Message::Ask(ask) => self.ask(ask),
+            Message::StepTask(task) => self.steps.take(task),
+            Message::StepCancel(cancel) => self.steps.cancel(&cancel),
+            Message::StepResultAck(ack) => self.steps.acked(&ack),
             Message::Evict(evict) => self.evict(&evict.run_id, evict.epoch),
             Message::Drain(_) => return Err(Ended::Lost("the node is going away".to_owned())),
             Message::SessionClosed(closed) => {
@@ -366,6 +403,9 @@ impl Session {
             Some(Question::Foreign(run, history, asked)) => {
                 tokio::spawn(asked.replayed(Arc::clone(&self.settings), run, history));
             }
+            Some(Question::Check(run, history, asked)) => {
+                tokio::spawn(asked.checked(Arc::clone(&self.settings), run, history));
+            }
             None => {}
         }
     }
@@ -405,9 +445,10 @@ impl Session {
         for held in self.runs.values() {
             let _ = held.to_run.send(RunMessage::Drain);
         }
+        self.steps.drain();
         let mut grace = std::pin::pin!(tokio::time::sleep(self.settings.grace));
         let mut heartbeat = tokio::time::interval(self.lease.length() / 3);
-        while !self.runs.is_empty() {
+        while !(self.runs.is_empty() && self.steps.is_idle()) {
             tokio::select! {
                 biased;
                 () = grace.as_mut() => {
@@ -416,6 +457,7 @@ impl Session {
                 }
                 _ = heartbeat.tick() => self.heartbeat(),
                 Some((run, epoch)) = ended.recv() => self.run_ended(run, epoch),
+                end = self.steps.next_end() => self.steps.ended(end),
                 frame = stream.message() => match frame {
                     Ok(Some(frame)) => {
                         if self.frame(frame).is_err() {
@@ -427,6 +469,7 @@ impl Session {
             }
         }
         self.runs.clear();
+        self.steps.give_up();
         self.outbox.send(worker_message::Message::Goodbye(api::Goodbye {}));
         self.outbox.close();
         // The server closes its side once it has read the goodbye.

@@ -2,12 +2,15 @@
 
 mod asks;
 mod build_id;
+mod checks;
 mod connection;
 mod lease;
+mod limits;
 mod outbox;
 mod run;
+mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +20,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+pub use limits::WorkerLimits;
 pub(crate) use run::guarded;
 
 use crate::client::{default_identity, dial};
-use crate::machine::{WorkflowFactory, WorkflowFuture};
-use crate::{Ctx, WorkerError, WorkflowError, payload};
+use crate::machine::{AttemptFuture, WorkflowFactory, WorkflowFuture};
+use crate::step_ctx::{StepCtx, StepFn};
+use crate::{Ctx, Failure, StepError, StepType, WorkerError, WorkflowError, payload};
 
 /// Hosts workflows of one namespace.
 #[derive(Debug)]
@@ -36,10 +41,42 @@ pub(crate) struct Settings {
     pub(crate) identity: String,
     pub(crate) build_id: String,
     pub(crate) run_slots: u32,
+    /// It takes no runs: histories are held against its code.
+    pub(crate) check_only: bool,
+    /// Types whose runs stay with this build.
+    pub(crate) pinned: BTreeSet<String>,
+    /// Builds whose runs this code goes on with.
+    pub(crate) continues: Vec<String>,
     pub(crate) park_after: Duration,
     pub(crate) grace: Duration,
     pub(crate) workflows: BTreeMap<String, WorkflowFactory>,
+    pub(crate) steps: BTreeMap<String, StepFn>,
+    pub(crate) limits: WorkerLimits,
     pub(crate) places: asks::Places,
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Of a worker that is never connected.
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            endpoint: tonic::transport::Endpoint::from_static("http://127.0.0.1:1"),
+            namespace: "default".into(),
+            task_queues: vec!["default".into()],
+            identity: "w".into(),
+            build_id: "b".into(),
+            run_slots: 1,
+            check_only: false,
+            pinned: BTreeSet::new(),
+            continues: Vec::new(),
+            park_after: Duration::from_secs(3_600),
+            grace: Duration::ZERO,
+            workflows: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            limits: WorkerLimits::new(1, 0.0),
+            places: asks::Places::default(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Settings {
@@ -50,6 +87,7 @@ impl std::fmt::Debug for Settings {
             .field("identity", &self.identity)
             .field("build_id", &self.build_id)
             .field("workflows", &self.workflows.keys())
+            .field("steps", &self.steps.keys())
             .finish_non_exhaustive()
     }
 }
@@ -63,9 +101,15 @@ pub struct WorkerBuilder {
     identity: Option<String>,
     build_id: Option<String>,
     run_slots: u32,
+    check_only: Option<bool>,
+    pinned: BTreeSet<String>,
+    continues: Vec<String>,
     park_after: Duration,
     grace: Duration,
     workflows: BTreeMap<String, WorkflowFactory>,
+    steps: BTreeMap<String, StepFn>,
+    step_slots: u32,
+    steps_per_second: f64,
 }
 
 impl std::fmt::Debug for WorkerBuilder {
@@ -106,6 +150,22 @@ impl WorkerBuilder {
         self
     }
 
+    /// Takes no runs, and lets histories be held against this code: `everstep worker check` and `everstep replay`.
+    /// Default: whether EVERSTEP_CHECK_ONLY is 1, so that the binary to be deployed can be tried as it is.
+    ///
+    /// ```no_run
+    /// # use everstep::{Ctx, Worker, WorkflowError};
+    /// # async fn order(_: Ctx, (): ()) -> Result<(), WorkflowError> { Ok(()) }
+    /// # async fn example() -> Result<(), everstep::WorkerError> {
+    /// let candidate = Worker::builder("http://127.0.0.1:7417").build_id("2026-12").register("order", order);
+    /// candidate.check_only(true).build()?.run().await
+    /// # }
+    /// ```
+    pub fn check_only(mut self, only: bool) -> Self {
+        self.check_only = Some(only);
+        self
+    }
+
     /// How long a run that only waits stays in memory. Default 1 s.
     pub fn park_after(mut self, idle: Duration) -> Self {
         self.park_after = idle;
@@ -141,6 +201,92 @@ impl WorkerBuilder {
         self
     }
 
+    /// Hosts a queued step; workflows ask for it with [`Ctx::run`]. A worker may host steps only.
+    ///
+    /// ```no_run
+    /// # use everstep::{StepCtx, StepError, StepType, Worker};
+    /// # struct Transcode;
+    /// # impl StepType for Transcode {
+    /// #     const NAME: &'static str = "transcode";
+    /// #     type Input = String;
+    /// #     type Output = u64;
+    /// # }
+    /// # async fn part(_: &str, _: u64) -> Result<(), std::io::Error> { Ok(()) }
+    /// async fn transcode(step: StepCtx, url: String) -> Result<u64, StepError> {
+    ///     for n in step.last_heartbeat().unwrap_or(0)..100 {
+    ///         part(&url, n).await?;
+    ///         step.heartbeat(&(n + 1));
+    ///     }
+    ///     Ok(100)
+    /// }
+    /// # fn example() -> Result<(), everstep::WorkerError> {
+    /// let worker = Worker::builder("http://127.0.0.1:7417")
+    ///     .task_queue("video")
+    ///     .register_step::<Transcode, _, _>(transcode)
+    ///     .step_slots(4)
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn register_step<S, F, Fut>(mut self, step: F) -> Self
+    where
+        S: StepType,
+        F: Fn(StepCtx, S::Input) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<S::Output, StepError>> + Send + 'static,
+    {
+        self.steps.insert(S::NAME.to_owned(), step_fn::<S, F, Fut>(step));
+        self
+    }
+
+    /// Attempts of queued steps that run at one time. Default 100.
+    pub fn step_slots(mut self, slots: u32) -> Self {
+        self.step_slots = slots;
+        self
+    }
+
+    /// Attempts of queued steps that begin in a second. Default 0: any number.
+    pub fn steps_per_second(mut self, rate: f64) -> Self {
+        self.steps_per_second = rate;
+        self
+    }
+
+    /// Hosts a workflow whose runs stay with this build: only a worker of the same [`build_id`](Self::build_id), or one
+    /// that [`continues`](Self::continues) it, takes them over. Keep such a worker until they have ended; until then
+    /// `everstep build list` shows who waits for it.
+    ///
+    /// ```no_run
+    /// # use everstep::{Ctx, Worker, WorkflowError};
+    /// # async fn order(_: Ctx, (): ()) -> Result<(), WorkflowError> { Ok(()) }
+    /// # async fn ping(_: Ctx, (): ()) -> Result<(), WorkflowError> { Ok(()) }
+    /// # fn example() -> Result<(), everstep::WorkerError> {
+    /// let worker = Worker::builder("http://127.0.0.1:7417")
+    ///     .build_id("2026-12")
+    ///     .continues("2026-11")
+    ///     .register_pinned("order", order)
+    ///     .register("ping", ping)
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn register_pinned<I, O, F, Fut>(mut self, name: impl Into<String>, workflow: F) -> Self
+    where
+        I: DeserializeOwned,
+        O: Serialize,
+        F: Fn(Ctx, I) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, WorkflowError>> + Send + 'static,
+    {
+        let name = name.into();
+        self.pinned.insert(name.clone());
+        self.register(name, workflow)
+    }
+
+    /// This code goes on with runs that belong to another build; call it again for more, at most 100. Try it first:
+    /// `everstep worker check`.
+    pub fn continues(mut self, build_id: impl Into<String>) -> Self {
+        self.continues.push(build_id.into());
+        self
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -158,8 +304,17 @@ impl WorkerBuilder {
                 return setting(field, e.to_string());
             }
         }
-        if self.workflows.is_empty() {
-            return setting("workflows", "are none: call register at least once".to_owned());
+        if self.workflows.is_empty() && self.steps.is_empty() {
+            return setting("workflows", "are none: call register or register_step at least once".to_owned());
+        }
+        if let Some(e) = self.steps.keys().find_map(|name| validate_name("step name", name).err()) {
+            return setting("step", e.to_string());
+        }
+        if self.step_slots == 0 || self.step_slots > limits::SLOTS_MAX {
+            return setting("step_slots", "must be 1 to 100,000".to_owned());
+        }
+        if !self.steps_per_second.is_finite() || self.steps_per_second < 0.0 {
+            return setting("steps_per_second", "must be 0 or a positive number".to_owned());
         }
         if self.run_slots == 0 || self.run_slots > 100_000 {
             return setting("run_slots", "must be 1 to 100,000".to_owned());
@@ -175,13 +330,44 @@ impl WorkerBuilder {
             identity: self.identity.unwrap_or_else(default_identity),
             build_id,
             run_slots: self.run_slots,
+            check_only: self.check_only.map_or_else(checks::only, Ok)?,
+            pinned: self.pinned,
+            continues: self.continues,
             park_after: self.park_after,
             grace: self.grace,
             workflows: self.workflows,
+            steps: self.steps,
+            limits: WorkerLimits::new(self.step_slots, self.steps_per_second),
             places: asks::Places::default(),
         };
         Ok(Worker { settings: Arc::new(settings) })
     }
+}
+
+/// Makes the type-erased form of a step's function.
+pub(crate) fn step_fn<S, F, Fut>(step: F) -> StepFn
+where
+    S: StepType,
+    F: Fn(StepCtx, S::Input) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<S::Output, StepError>> + Send + 'static,
+{
+    Arc::new(move |ctx: StepCtx, input: Payload| -> AttemptFuture {
+        match payload::decode::<S::Input>(&input) {
+            Ok(input) => {
+                let running = step(ctx, input);
+                Box::pin(async move {
+                    let value = running.await.map_err(|e| e.0)?;
+                    payload::encode_checked(&value)
+                        .map_err(|(kind, problem)| Failure::new(kind, problem).non_retryable())
+                })
+            }
+            Err(e) => {
+                let problem = format!("the input is not of the step's type: {e}");
+                let failure = Failure::new("Payload", problem).non_retryable();
+                Box::pin(async move { Err(failure) })
+            }
+        }
+    })
 }
 
 /// Makes the type-erased form of a workflow function.
@@ -222,10 +408,21 @@ impl Worker {
             identity: None,
             build_id: None,
             run_slots: 1_000,
+            check_only: None,
+            pinned: BTreeSet::new(),
+            continues: Vec::new(),
             park_after: Duration::from_secs(1),
             grace: Duration::from_secs(20),
             workflows: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            step_slots: 100,
+            steps_per_second: 0.0,
         }
+    }
+
+    /// What changes how many queued steps this worker takes while it works.
+    pub fn limits(&self) -> WorkerLimits {
+        self.settings.limits.clone()
     }
 
     /// Which code this worker says it runs.

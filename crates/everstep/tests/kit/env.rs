@@ -254,3 +254,32 @@ async fn two_replays_that_differ_are_found_without_a_crash() -> Result<(), Error
     assert!(differs.source.contains("kit/env.rs:"), "{}", differs.source);
     Ok(())
 }
+
+/// Says how far it is.
+async fn staged(ctx: Ctx, (): ()) -> Result<(), WorkflowError> {
+    ctx.upsert(everstep::attributes! { "stage" => "packed", "left" => 2 });
+    ctx.sleep(Duration::from_secs(60)).await;
+    ctx.upsert(
+        everstep::Notes::new()
+            .attribute("stage", "shipped")
+            .attribute("left", None::<i64>)
+            .memo("by", &"road"),
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_run_says_about_itself_is_shown() -> Result<(), Error> {
+    let mut env = TestEnv::new().register("staged", staged);
+    let run = env.start("staged", &()).await?;
+    assert_eq!(env.notes(run)?.0.len(), 2);
+    env.crash().await?;
+    env.result::<()>(run).await?;
+    let (attributes, memo) = env.notes(run)?;
+    assert_eq!(
+        attributes.into_iter().collect::<Vec<_>>(),
+        [("stage".to_owned(), everstep::Attribute::Keyword("shipped".into()))]
+    );
+    assert_eq!(everstep::decode::<String>(&memo["by"]).ok().as_deref(), Some("road"));
+    Ok(())
+}

@@ -1,6 +1,9 @@
 //! The test kit for users, tested as users use it.
 
+mod chains;
+mod children;
 mod env;
 mod guide;
+mod queued;
 mod replay;
 mod simulate;

@@ -221,7 +221,7 @@ impl Draft {
         let session = SessionId::from_uuid(Uuid::from_u128(1));
         let worker = WorkerInfo { identity: "1@bench".to_owned(), build_id: "bench".to_owned() };
         let id = CommandId::from_uuid(Uuid::new_v4());
-        self.take(id, CommandBody::Attach(Attach { session, worker }))
+        self.take(id, CommandBody::Attach(Attach::by(session, worker)))
     }
 
     fn commit(&mut self, command: CommitCommand) -> Result<(), Fail> {
@@ -262,6 +262,7 @@ fn request(number: u64, prefix: &str, random: Uuid) -> StartRun {
         conflict: ConflictPolicy::Fail,
         trace: TraceContext::default(),
         identity: "1@bench".to_owned(),
+        ..StartRun::default()
     }
 }
 

@@ -32,8 +32,12 @@ pub(super) async fn workload(args: &Args, plan: &Plan, figures: &mut Figures) ->
     figures.add(format!("{at} steps/s"), steps_per_s);
     figures.add(format!("{at} steps/s / b"), steps_per_s / b);
     figures.add(format!("{at} p50 ms"), load.p50_ms);
-    figures.add(format!("{at} p50 / i"), load.p50_ms / i);
+    match plan.goal {
+        Some(goal) => figures.add_with_goal(format!("{at} p50 / i"), load.p50_ms / i, goal),
+        None => figures.add(format!("{at} p50 / i"), load.p50_ms / i),
+    }
     figures.add(format!("{at} p99 ms"), load.p99_ms);
+    figures.add(format!("{at} p99 / i"), load.p99_ms / i);
     figures.add(format!("{at} server MiB"), late_mib);
     figures.add(format!("{at} server MiB, end / a fifth"), late_mib / early_mib);
     cost::add_per_step(figures, at, (&before, &after), load.runs as f64 * f64::from(plan.steps));

@@ -42,6 +42,7 @@ async fn overdue(store: &Arc<MemoryStore>, ticks: &mut Interval) -> RunId {
         conflict: ConflictPolicy::Fail,
         trace: TraceContext::default(),
         identity: "test".to_owned(),
+        ..StartRun::default()
     };
     let run = node.start_run(start).await.unwrap().run_id;
     node.shutdown(StdDuration::from_secs(1)).await;

@@ -69,6 +69,7 @@ fn started(store: &MemoryStore, run_id: RunId, mut writes: Vec<Write>) {
         run_timeout: None,
         seed: 1,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     }));
     writes.insert(0, row(run_id, 1, RunStatus::Running));
     append(store, run_id, 1, body, writes);
@@ -104,7 +105,17 @@ async fn a_violation_counts_when_it_is_seen_twice_and_until_it_is_mended() {
     assert_eq!(passes(&mut scan, &store, 1).await, 1);
     assert_eq!(passes(&mut scan, &store, 5).await, 1, "one run, however often it is seen");
     let queue = everstep_core::QueueKey { namespace: "default".to_owned(), task_queue: "main".to_owned() };
-    append(&store, run(1), 4, signal(), vec![Write::TaskSet(queue)]);
+    append(
+        &store,
+        run(1),
+        4,
+        signal(),
+        vec![Write::TaskSet(everstep_core::TaskRow {
+            queue,
+            workflow_type: String::new(),
+            build_id: String::new(),
+        })],
+    );
     assert_eq!(passes(&mut scan, &store, 1).await, 0, "mended");
     assert!(scan.suspects.is_empty());
 }

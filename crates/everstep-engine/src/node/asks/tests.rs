@@ -1,5 +1,7 @@
 //! Who is asked, who else when nothing comes of it, and what the asker hears in the end.
 
+mod updates;
+
 use everstep_core::{
     ConflictPolicy, Epoch, NodeId, Payload, QueueKey, ReusePolicy, RunId, Seq, StartRun, TraceContext,
     WorkerInfo,
@@ -28,6 +30,19 @@ fn run() -> RunId {
 fn target(run_id: RunId, tail: Seq) -> AskTarget {
     let queue = QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() };
     AskTarget { run_id, queue, workflow_type: "count".to_owned(), build_id: "b1".to_owned(), tail }
+}
+
+/// The code has something else than the history.
+fn unfit(produced: &str) -> Said {
+    Said::Mismatch(Box::new(everstep_core::Blocked {
+        kind: everstep_core::BlockKind::Nondeterminism,
+        at_seq: 1,
+        expected: String::new(),
+        produced: produced.to_owned(),
+        source: String::new(),
+        hint: String::new(),
+        build_id: String::new(),
+    }))
 }
 
 fn value() -> Said {
@@ -79,13 +94,14 @@ impl Bench {
             run_slots: 1,
             resume: None,
             held: Vec::new(),
+            ..Hello::default()
         };
-        self.step(Input::Connect { link, hello });
+        self.step(Input::Connect { link, hello: Box::new(hello) });
         self.step(Input::SessionOpened { link, until: Ok(Some(Timestamp::MAX)) });
     }
 
     fn ask(&mut self, n: u128, target: AskTarget) {
-        let query = Query { name: "q".to_owned(), input: Payload::default() };
+        let query = Query { kind: AskKind::Query, name: "q".to_owned(), input: Payload::default() };
         self.step(Input::Ask { ask: ask(n), target, query, wait: Duration::from_secs(10) });
     }
 
@@ -146,6 +162,7 @@ impl Bench {
             conflict: ConflictPolicy::Fail,
             trace: TraceContext::default(),
             identity: String::new(),
+            ..StartRun::default()
         };
         self.step(Input::Start { request: 1, start: Box::new(start) });
         let appends = |o: &Output| match o {
@@ -227,10 +244,10 @@ fn code_that_does_not_fit_is_not_asked_twice() {
         let n = u128::from(answered);
         bench.ask(n, target(run(), 1));
         bench.load(n, 1);
-        bench.say(5, n, 0, Said::Mismatch("no".to_owned()));
+        bench.say(5, n, 0, unfit("no"));
         bench.load(n, 1);
         assert_eq!(bench.asked().last().map(|a| a.0), Some(7), "another build, not another worker");
-        bench.say(7, n, 1, if answered { value() } else { Said::Mismatch("nor this".to_owned()) });
+        bench.say(7, n, 1, if answered { value() } else { unfit("nor this") });
         match answered {
             true => assert!(bench.answer().unwrap().is_ok()),
             false => assert_eq!(bench.failure(), "Nondeterminism"),
@@ -345,6 +362,7 @@ fn questions_of_others_are_looked_for_and_answered_where_they_were_left() {
     assert!(bench.out.iter().any(|o| matches!(o, Output::FindAsks(wants) if wants.len() == 1)));
     let AskTarget { run_id, queue, workflow_type, build_id, tail } = target(run(), 4);
     let row = AskRow {
+        kind: AskKind::Query,
         ask: ask(9),
         run_id,
         queue,

@@ -3,15 +3,47 @@
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
-use everstep_core::{EventBody, Run, RunId, Write, WriteBasis};
+use everstep_core::{Event, EventBody, Run, RunId, Write, WriteBasis};
 use everstep_store::{self as store, Append, RunAppend, Verdict};
 
 use super::{Batch, Job, RACES_MAX, Slot, TRIES_BEFORE_REPLY, Writing, backoff};
+use crate::node::deliveries::Heard;
+use crate::node::successors::Succession;
 use crate::node::{Node, Output};
 use crate::{Error, WorkerOut};
 
 impl Node {
-    pub(super) fn write(&mut self, run_id: RunId, basis: WriteBasis, mut batch: Batch) {
+    /// Writes what was decided, with the run that follows.
+    pub(super) fn write_with(&mut self, run_id: RunId, basis: WriteBasis, mut batch: Batch) {
+        let Some(next) = batch.follows.take() else { return self.write(run_id, basis, batch, None) };
+        let history = self.slots.get_mut(&run_id).and_then(|slot| slot.history.take());
+        let before: [&[Event]; 2] = [history.as_deref().unwrap_or_default(), &batch.events];
+        let next = self.succeed(run_id, &next, &before);
+        let whole = history.is_some();
+        let Some(slot) = self.slots.get_mut(&run_id) else { return };
+        slot.history = history;
+        if next.is_some() {
+            return self.write(run_id, basis, batch, next);
+        }
+        for (job, _) in batch.jobs.into_iter().rev() {
+            slot.inbox.push_front(job);
+        }
+        if whole {
+            let problem = format!("run {run_id}: what its successor is given is not in its history");
+            return self.abandon(run_id, &store::Error::Corrupt(problem));
+        }
+        // What was decided is applied in memory and not written.
+        slot.run = None;
+        self.load(run_id, 0, StdDuration::ZERO);
+    }
+
+    fn write(
+        &mut self,
+        run_id: RunId,
+        basis: WriteBasis,
+        mut batch: Batch,
+        next: Option<(Succession, RunAppend)>,
+    ) {
         self.reply_early(&mut batch.jobs);
         let Some(slot) = self.slots.get(&run_id) else { return };
         let Some(run) = &slot.run else { return };
@@ -29,14 +61,16 @@ impl Node {
         let claims = batch.events.iter().any(|e| matches!(e.body, EventBody::WorkerAttached { .. }));
         let claimed = run.owner().filter(|_| claims).and_then(|o| self.links.get(&o.session).copied());
         let events = Arc::new(batch.events);
-        let append = Append::of(RunAppend { run_id, start: None, events, writes });
+        let (next, with) =
+            next.map_or((None, None), |(next, with)| (Some(Box::new(next)), Some(Box::new(with))));
+        let append = Append { run: RunAppend { run_id, start: None, events, writes }, with };
         let ticket = self.ticket();
         self.tickets.insert(ticket, run_id);
         self.submit(ticket, &append, StdDuration::ZERO);
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.woken |= wakes;
             let (jobs, started) = (batch.jobs, false);
-            slot.writing = Some(Writing { append, jobs, started, claimed, tries: 0, doubtful: false });
+            slot.writing = Some(Writing { append, jobs, started, claimed, tries: 0, doubtful: false, next });
         }
     }
 
@@ -57,7 +91,8 @@ impl Node {
             return self.add_job(run_id, Job::Look);
         }
         let jobs = Vec::new();
-        let writing = Writing { append, jobs, started: true, claimed, tries: 0, doubtful: false };
+        let (tries, doubtful, next) = (0, false, None);
+        let writing = Writing { append, jobs, started: true, claimed, tries, doubtful, next };
         self.slots.insert(run_id, Slot { run: Some(Box::new(run)), ..Slot::default() });
         self.committed(run_id, writing);
     }
@@ -68,9 +103,15 @@ impl Node {
             return self.start_appended(ticket, verdict);
         }
         let Some(run_id) = self.tickets.remove(&ticket) else { return };
-        let Some(writing) = self.slots.get_mut(&run_id).and_then(|s| s.writing.take()) else { return };
+        let Some(mut writing) = self.slots.get_mut(&run_id).and_then(|s| s.writing.take()) else { return };
         match verdict {
-            Verdict::Committed => self.committed(run_id, writing),
+            Verdict::Committed => {
+                let next = writing.next.take().zip(writing.append.with.take());
+                self.committed(run_id, writing);
+                if let Some((next, with)) = next {
+                    self.succeeded(*next, *with);
+                }
+            }
             Verdict::Conflict => self.lost_race(run_id, writing),
             Verdict::Failed(error) => self.append_failed(run_id, ticket, writing, error),
         }
@@ -81,6 +122,7 @@ impl Node {
         self.status.events_appended += events.len() as u64;
         self.tell_owner(run_id, events);
         self.announce(run_id, &writing.append.run.writes);
+        self.deliver(run_id, &writing.append.run);
         if let Some(slot) = self.slots.get_mut(&run_id) {
             slot.races = 0;
             if let Some(history) = &mut slot.history {
@@ -119,7 +161,8 @@ impl Node {
     /// Somebody else appended first: read the log and decide again.
     pub(super) fn lost_race(&mut self, run_id: RunId, writing: Writing) {
         self.status.conflicts += 1;
-        let Some(writing) = self.keep_beaten(run_id, writing) else { return };
+        let Some(mut writing) = self.keep_beaten(run_id, writing) else { return };
+        self.drop_successor(&mut writing);
         let Some(slot) = self.slots.get_mut(&run_id) else { return };
         slot.races += 1;
         let give_up = slot.races > RACES_MAX;
@@ -189,7 +232,8 @@ impl Node {
 
     /// The store has no room, and has written nothing. Clients are told so, which is true only if what they asked for
     /// is not tried again: whatever else there is to do is decided anew.
-    pub(super) fn withdraw(&mut self, run_id: RunId, writing: Writing, error: &store::Error) {
+    pub(super) fn withdraw(&mut self, run_id: RunId, mut writing: Writing, error: &store::Error) {
+        self.drop_successor(&mut writing);
         let Some(slot) = self.slots.get_mut(&run_id) else { return };
         for (job, _) in writing.jobs.into_iter().rev() {
             slot.inbox.push_front(job);
@@ -202,11 +246,23 @@ impl Node {
         self.load(run_id, 0, backoff(TRIES_BEFORE_REPLY));
     }
 
+    /// The append is not going to start the run that follows.
+    fn drop_successor(&mut self, writing: &mut Writing) {
+        if let Some(next) = writing.next.take() {
+            self.not_succeeded(&next, writing.doubtful);
+        }
+    }
+
     /// The store will never take this append.
-    pub(super) fn give_up(&mut self, run_id: RunId, writing: Writing, error: &store::Error) {
+    pub(super) fn give_up(&mut self, run_id: RunId, mut writing: Writing, error: &store::Error) {
+        self.drop_successor(&mut writing);
         for (job, _) in writing.jobs {
-            if let Job::Client { request, .. } = job {
-                self.out.push(Output::Done { request, result: Err(error.clone().into()) });
+            match job {
+                Job::Client { request, .. } => {
+                    self.out.push(Output::Done { request, result: Err(error.clone().into()) });
+                }
+                Job::Deliver { flight, .. } => self.heard(flight, Heard::Unknown),
+                _ => {}
             }
         }
         self.abandon(run_id, error);
@@ -222,6 +278,7 @@ impl Node {
                     self.out.push(Output::Done { request, result: Err(error.clone().into()) });
                 }
                 Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
+                Job::Deliver { flight, .. } => self.heard(flight, Heard::Unknown),
                 _ => {}
             }
         }

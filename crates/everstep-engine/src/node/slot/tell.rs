@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{Epoch, Event, Rejection, Run, RunId, WorkerCommit, Write};
-use everstep_dispatch::{Notice, TaskHint};
+use everstep_dispatch::{HintKind, Notice, TaskHint};
 
-use super::Job;
+use super::{Job, Told};
+use crate::WorkerOut;
+use crate::node::deliveries::Heard;
 use crate::node::{Node, Output};
-use crate::{Error, WorkerOut};
 
 impl Node {
     /// Sends events to the stream that holds the run.
@@ -38,13 +39,12 @@ impl Node {
         for write in writes {
             match write {
                 // A hint that only this node sees is for its own workers; the others' find the task by the sweep.
-                Write::TaskSet(queue)
-                    if self.config.hints_shared
-                        || !self.config.shared
-                        || self.link_with_credit(queue).is_some() =>
+                Write::TaskSet(task)
+                    if self.config.hints_shared || !self.config.shared || self.link_for(task).is_some() =>
                 {
                     let trace = run.start().trace.of_run(run_id);
-                    self.out.push(Output::Publish(TaskHint { run_id, queue: queue.clone(), trace }));
+                    let (queue, kind) = (task.queue.clone(), HintKind::Run);
+                    self.out.push(Output::Publish(TaskHint { run_id, queue, kind, trace }));
                 }
                 Write::TimerSet(timer) => self.out.push(Output::TimersAt(timer.fire_at)),
                 _ => {}
@@ -59,17 +59,27 @@ impl Node {
             self.status.runs_closed += 1;
             self.out.push(Output::RunClosed(run.clone()));
         }
+        self.announce_steps(run_id, writes);
     }
 
     /// Answers whoever asked for the jobs of a batch.
     pub(super) fn answer(&mut self, run_id: RunId, jobs: Vec<(Job, Result<(), Rejection>)>) {
         for (job, result) in jobs {
             match job {
-                Job::Client { request, .. } => {
-                    self.out.push(Output::Done { request, result: result.map_err(Error::Rejected) });
+                Job::Client { request, command } => {
+                    self.answer_client(run_id, request, &command.body, result);
                 }
                 Job::Commit { link, commit, .. } => self.answer_commit(run_id, link, &commit, result),
                 Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
+                Job::Step { job, .. } => self.step_decided(&job, result),
+                Job::Deliver { flight, told, .. } => {
+                    let heard = match (told, result) {
+                        (Told::Stranger, _) => Heard::Nobody,
+                        (_, Err(rejection)) => Heard::Refused(rejection),
+                        (told, Ok(())) => Heard::Taken { wrote: told == Told::Events },
+                    };
+                    self.heard(flight, heard);
+                }
                 Job::Offer { token: None, .. } | Job::Fire { .. } | Job::Lose { .. } | Job::Look => {}
             }
         }

@@ -22,6 +22,7 @@ fn request() -> StartRun {
         conflict: ConflictPolicy::default(),
         trace: TraceContext::default(),
         identity: "tester".into(),
+        ..StartRun::default()
     }
 }
 

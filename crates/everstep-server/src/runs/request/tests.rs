@@ -56,6 +56,7 @@ fn a_hostile_start_gets_every_field_named() {
         conflict_policy: -1,
         identity: "i".repeat(256),
         wait: Some(prost_types::Duration { seconds: 61, nanos: 0 }),
+        ..api::StartRunRequest::default()
     };
     let all = [
         "wait",
@@ -87,7 +88,7 @@ fn an_unknown_enum_is_called_one() {
 }
 
 #[test]
-fn a_list_reads_its_own_tokens_only() {
+fn a_list_reads_each_state_once() {
     let of = |namespace: &str, page_token: String| api::ListRunsRequest {
         namespace: namespace.to_owned(),
         statuses: vec![2, 1, 2],
@@ -97,12 +98,10 @@ fn a_list_reads_its_own_tokens_only() {
     let (filter, page, size) = list(of("", String::new())).unwrap();
     assert_eq!(
         (filter.statuses.as_slice(), page, size),
-        (&[RunStatus::Running, RunStatus::Blocked][..], None, 100)
+        (&[RunStatus::Running, RunStatus::Blocked][..], String::new(), 100)
     );
-    let last: RunId = RUN.parse().unwrap();
-    let token = page::runs_token(&filter, last);
-    assert_eq!(list(of("default", token.clone())).unwrap().1, Some(PageToken(last)));
-    assert_eq!(fields(list(of("other", token))), ["page_token"]);
+    // What the token is worth is seen where the whole question is known.
+    assert_eq!(list(of("default", "token".to_owned())).unwrap().1, "token");
     let many = api::ListRunsRequest { statuses: vec![1; 101], ..api::ListRunsRequest::default() };
     assert_eq!(list(many).unwrap_err().code(), Code::ResourceExhausted);
 }

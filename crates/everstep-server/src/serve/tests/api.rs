@@ -183,8 +183,11 @@ async fn a_followed_history_ends_with_the_run() {
 #[tokio::test]
 async fn namespaces_are_made_once() {
     let server = start().await;
-    let make =
-        |name: &str| api::CreateNamespaceRequest { name: name.to_owned(), description: "d".to_owned() };
+    let make = |name: &str| api::CreateNamespaceRequest {
+        name: name.to_owned(),
+        description: "d".to_owned(),
+        request_id: String::new(),
+    };
     let made =
         server.namespaces().create_namespace(make("team-a")).await.unwrap().into_inner().namespace.unwrap();
     assert_eq!((made.name.as_str(), made.description.as_str()), ("team-a", "d"));

@@ -138,7 +138,11 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     };
     let cancel = api::CancelRunRequest { run: run(), ..api::CancelRunRequest::default() };
     let terminate = api::TerminateRunRequest { run: run(), ..api::TerminateRunRequest::default() };
-    let create = api::CreateNamespaceRequest { name: "team-a".to_owned(), description: "d".to_owned() };
+    let create = api::CreateNamespaceRequest {
+        name: "team-a".to_owned(),
+        description: "d".to_owned(),
+        request_id: String::new(),
+    };
     let steps = api::ListStepsRequest { page_size: 2, state: 3, ..api::ListStepsRequest::default() };
     let resolve = api::ResolveStepRequest {
         run: run(),
@@ -272,6 +276,7 @@ fn page_tokens() {
         workflow_id: None,
         workflow_type: Some("order".to_owned()),
         statuses: vec![RunStatus::Running],
+        ..RunFilter::default()
     };
     let of_runs = page::runs_token(&filter, RunId::from_uuid(Uuid::from_u128(7)));
     let of_namespaces = page::namespaces_token("team-a");

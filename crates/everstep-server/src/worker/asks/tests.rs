@@ -51,7 +51,7 @@ fn a_large_history_goes_in_pieces_and_the_last_one_asks() {
         epoch: 0,
         at_least: 4,
         events: Arc::new(events),
-        query: Arc::new(Query { name: "q".to_owned(), input: Payload::json("1") }),
+        query: Arc::new(Query { kind: AskKind::Query, name: "q".to_owned(), input: Payload::json("1") }),
         wait: Duration::from_secs(1),
     };
     let pieces = encode(out(events));
@@ -95,4 +95,57 @@ fn what_no_worker_may_say_is_refused_by_field() {
     assert_eq!(field(answer(answer::Outcome::Value(large))), "value.data");
     assert_eq!(field(answer(answer::Outcome::Value(value("a\0", 1)))), "value.encoding");
     assert_eq!(field(answer(answer::Outcome::Value(value(&"e".repeat(256), 1)))), "value.encoding");
+}
+
+#[test]
+fn a_mismatch_is_read_and_both_sides_are_cut() {
+    use everstep_core::{BlockKind, Blocked};
+    use everstep_proto::wire::encode_blocked;
+    let blocked = Blocked {
+        kind: BlockKind::Nondeterminism,
+        at_seq: 7,
+        expected: "e".repeat(5_000),
+        produced: format!("p\0{}", "ä".repeat(5_000)),
+        source: "src/a.rs:1:2".to_owned(),
+        hint: String::new(),
+        build_id: "b".repeat(300),
+    };
+    let Said::Mismatch(read) = said(answer::Outcome::Mismatch(encode_blocked(&blocked))) else {
+        panic!("no mismatch")
+    };
+    assert_eq!((read.at_seq, read.source.as_str()), (7, "src/a.rs:1:2"));
+    for (text, max) in [(&read.expected, 800), (&read.produced, 800), (&read.build_id, 255)] {
+        assert!(text.len() <= max && text.ends_with('…') && !text.contains('\0'), "{text}");
+    }
+    assert_eq!(said(answer::Outcome::Passed(api::Passed {})), Said::Passed);
+}
+
+#[test]
+fn a_check_is_asked_with_the_last_piece_of_its_history() {
+    let event = |seq| Event {
+        seq,
+        at: Timestamp::from_micros(0),
+        epoch: 1,
+        command_id: CommandId::from_uuid(Uuid::from_u128(1)),
+        actor: Actor::System,
+        body: EventBody::SignalReceived {
+            name: "s".to_owned(),
+            signal_id: format!("{seq}"),
+            input: Payload { encoding: "bytes".to_owned(), data: vec![0; FRAME_BYTES * 2 / 3].into() },
+        },
+    };
+    let pieces = encode_check(WorkerOut::Check {
+        check: id(),
+        run_id: RunId::from_uuid(Uuid::from_u128(8)),
+        events: Arc::new((1..=3).map(event).collect()),
+        wait: Duration::from_secs(1),
+    });
+    let asks: Vec<_> = pieces
+        .into_iter()
+        .map(|piece| match piece {
+            Message::Ask(ask) => (ask.epoch, ask.more, ask.what.is_some(), ask.events.len()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(asks, [(0, true, false, 1), (0, true, false, 1), (0, false, true, 1)]);
 }

@@ -88,3 +88,39 @@ fn tokens_and_held_runs_have_to_be_well_formed() {
     assert_eq!(hello.resume, Some(id.parse().unwrap()));
     assert_eq!(hello.held, [HeldRun { run_id: id.parse().unwrap(), epoch: 2, seen: 9 }]);
 }
+
+#[test]
+fn a_worker_that_only_checks_has_no_slots() {
+    let hello = check(api::Hello { check_only: true, run_slots: 0, ..good() }).unwrap();
+    assert!(hello.check_only && !hello.checks, "whether it can is another word");
+    let hello = check(api::Hello {
+        check_only: true,
+        run_slots: 7,
+        capabilities: vec!["checks".to_owned()],
+        ..good()
+    });
+    let hello = hello.unwrap();
+    assert_eq!((hello.run_slots, hello.checks, hello.asks), (0, true, false));
+    assert_eq!(refused(api::Hello { run_slots: 0, ..good() }).2, ["hello.run_slots"]);
+}
+
+#[test]
+fn builds_and_pinned_types_have_to_be_well_formed() {
+    let words = |n: usize| (0..n).map(|i| format!("b{i}")).collect::<Vec<_>>();
+    let hello = check(api::Hello {
+        compatible_builds: words(100),
+        pinned_workflow_types: vec!["summarize".to_owned()],
+        ..good()
+    });
+    let hello = hello.unwrap();
+    assert_eq!((hello.continues.len(), hello.pinned_types), (100, vec!["summarize".to_owned()]));
+    let (_, reason, fields) = refused(api::Hello { compatible_builds: words(101), ..good() });
+    assert_eq!((reason.as_str(), fields), ("LIMIT_EXCEEDED", vec!["hello.compatible_builds".to_owned()]));
+    let bad = vec!["a\0b".to_owned(), "x".repeat(256)];
+    let fields = refused(api::Hello { compatible_builds: bad, ..good() }).2;
+    assert_eq!(fields, ["hello.compatible_builds[0]", "hello.compatible_builds[1]"]);
+    let pinned = api::Hello { pinned_workflow_types: vec!["a".to_owned(), String::new()], ..good() };
+    assert_eq!(refused(pinned).2, ["hello.pinned_workflow_types[1]"]);
+    let many = api::Hello { pinned_workflow_types: words(1_001), ..good() };
+    assert_eq!(refused(many).1, "LIMIT_EXCEEDED");
+}

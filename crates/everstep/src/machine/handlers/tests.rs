@@ -31,6 +31,7 @@ where
         run_timeout: None,
         seed: 5,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     };
     let run = RunId::from_uuid(Uuid::from_u128(7));
     let at = Timestamp::from_micros(0);

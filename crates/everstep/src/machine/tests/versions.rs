@@ -168,7 +168,7 @@ fn a_new_run_marks_the_end_of_the_range_before_anything_else() {
 #[test]
 fn a_worker_that_died_before_its_first_record_binds_nobody() {
     let session = SessionId::from_uuid(Uuid::nil());
-    let attached = || EventBody::WorkerAttached { session, worker: WorkerInfo::default() };
+    let attached = || EventBody::WorkerAttached { session, worker: WorkerInfo::default(), pinned: false };
     let lost = EventBody::WorkerDetached { reason: everstep_core::DetachReason::Lost };
     let history = [
         event(1, EventBody::RunStarted(Box::new(start(Payload::json("null"))))),
@@ -201,7 +201,7 @@ fn a_marked_version_stays_and_one_that_the_code_lost_blocks() {
 fn code_that_has_ended_without_a_marker_was_before_the_change() {
     let ends: [EventBody; 3] = [
         EventBody::RunCompleted { result: Payload::json("1"), unconsumed: vec![] },
-        EventBody::RunFailed { failure: Failure::new("No", "no"), unconsumed: vec![] },
+        EventBody::RunFailed { failure: Failure::new("No", "no"), unconsumed: vec![], retried_by: None },
         EventBody::RunCanceled { details: String::new() },
     ];
     for end in ends {

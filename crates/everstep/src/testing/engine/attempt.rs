@@ -155,7 +155,9 @@ impl Engine {
         let elapsed = elapsed.into();
         let command = match result {
             Ok(result) => CommitCommand::CompleteStep { step, name, attempt, elapsed, result },
-            Err(failure) => CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy },
+            Err(failure) => {
+                CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy: Some(policy) }
+            }
         };
         self.commit(run, epoch, vec![command]);
     }

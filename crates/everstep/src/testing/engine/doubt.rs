@@ -35,7 +35,7 @@ pub(super) struct Look {
 
 /// The end of a step whose code gives up what is in doubt.
 pub(super) fn given_up(step: OpId, name: String, attempt: u32, failure: Failure) -> CommitCommand {
-    let (elapsed, policy) = (everstep_core::Duration::ZERO, RetryPolicy::none());
+    let (elapsed, policy) = (everstep_core::Duration::ZERO, Some(RetryPolicy::none()));
     CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy }
 }
 

@@ -4,20 +4,24 @@
 //! ordered by instant and then by when it was put there, so that the same plan of faults takes the same way.
 
 mod attempt;
+mod children;
 mod doubt;
+mod queued;
+mod succession;
 mod worker;
 
 use std::collections::BTreeMap;
 
 use everstep_core::{
-    Actor, Command, CommandBody, CommandId, CommitCommand, CurrentRun, Duration, Event, EventBody, OpId,
-    Rejection, Resolution, Run, RunId, SessionId, StartDecision, StartRun, TimerKey, TimerKind, Timestamp,
-    TraceContext, WorkerCommit, Write, WriteBasis, decide, decide_start,
+    Actor, Command, CommandBody, CommandId, CommitCommand, CurrentRun, Decision, Duration, Event, EventBody,
+    OpId, Rejection, Resolution, Run, RunId, Seq, SessionId, StartDecision, StartRun, TimerKey, TimerKind,
+    Timestamp, TraceContext, WorkerCommit, Write, WriteBasis, decide, decide_start,
 };
 use uuid::Uuid;
 
 use self::attempt::{Attempt, Ended};
 use self::doubt::Look;
+use self::queued::{Queued, Turn, Which};
 use self::worker::Held;
 use super::faults::{Death, Faults};
 use super::scenario::{Act, Scenario};
@@ -35,6 +39,7 @@ const IDENTITY: &str = "test";
 pub(super) struct Engine {
     pub(super) workflows: BTreeMap<String, WorkflowFactory>,
     pub(super) mocks: BTreeMap<String, Mock>,
+    pub(super) queued: Queued,
     /// Steps without a mock fail.
     pub(super) mocked_only: bool,
     pub(super) faults: Faults,
@@ -46,6 +51,8 @@ pub(super) struct Engine {
     coming: BTreeMap<(i64, u64), Coming>,
     /// Entries made so far: those of one instant come in this order.
     order: u64,
+    /// When the last thing is told that others have to hear of a run.
+    telling: BTreeMap<RunId, i64>,
     /// Ids made so far.
     made: u64,
     effects: Vec<Effect>,
@@ -84,8 +91,12 @@ enum Coming {
     End { run: RunId, epoch: u32, ended: Box<Ended> },
     /// A probe asks about an attempt in doubt.
     Look { run: RunId, epoch: u32, look: Box<Look> },
+    /// Others have to hear of an event of the run.
+    Tell { run: RunId, seq: Seq },
     /// A person says what became of the attempts that wait for one.
     Person { run: RunId },
+    /// Something happens to an attempt of a queued step.
+    Queued { which: Which, turn: Turn },
     /// The holder looks whether the run still only waits.
     Idle { run: RunId, epoch: u32, since: i64 },
 }
@@ -95,6 +106,7 @@ impl Engine {
         Self {
             workflows: BTreeMap::new(),
             mocks: BTreeMap::new(),
+            queued: Queued::default(),
             mocked_only: false,
             faults: Faults::none(),
             now: FIRST_INSTANT,
@@ -102,6 +114,7 @@ impl Engine {
             runs: BTreeMap::new(),
             coming: BTreeMap::new(),
             order: 0,
+            telling: BTreeMap::new(),
             made: 0,
             effects: Vec::new(),
         }
@@ -138,11 +151,8 @@ impl Engine {
 
     /// Starts a run; what its callers do later is on its way then.
     pub(super) fn start(&mut self, scenario: Scenario) -> Result<RunId, Error> {
-        let Scenario { workflow_type, input, workflow_id, run_timeout, acts } = scenario;
-        if !self.workflows.contains_key(&workflow_type) {
-            let known = self.workflows.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::UnknownWorkflow { name: workflow_type, known });
-        }
+        let Scenario { workflow_type, input, workflow_id, run_timeout, start_delay, retry, acts } = scenario;
+        self.check_workflow(&workflow_type)?;
         let run_id = self.run_id();
         let request = StartRun {
             namespace: NAMESPACE.to_owned(),
@@ -152,10 +162,13 @@ impl Engine {
             input: input.map_err(Error::Payload)?,
             request_id: format!("start-{}", self.made),
             run_timeout: run_timeout.map(Duration::from),
+            start_delay: start_delay.map(Duration::from),
+            retry,
             reuse: everstep_core::ReusePolicy::default(),
             conflict: everstep_core::ConflictPolicy::default(),
             trace: TraceContext::default(),
             identity: IDENTITY.to_owned(),
+            ..StartRun::default()
         };
         let holder = self.runs.values().rev().find(|s| s.run.start().workflow_id == request.workflow_id);
         let current = holder.map(|s| CurrentRun { run_id: s.run.id(), status: s.run.status() });
@@ -172,6 +185,14 @@ impl Engine {
         }
         self.plan(run_id, acts)?;
         Ok(run_id)
+    }
+
+    fn check_workflow(&self, workflow_type: &str) -> Result<(), Error> {
+        if self.workflows.contains_key(workflow_type) {
+            return Ok(());
+        }
+        let known = self.workflows.keys().cloned().collect::<Vec<_>>().join(", ");
+        Err(Error::UnknownWorkflow { name: workflow_type.to_owned(), known })
     }
 
     /// Puts what a run's callers will do on its way. One caller waits for the answer before its next message.
@@ -228,7 +249,7 @@ impl Engine {
     pub(super) fn request(&mut self, run: RunId, command: &Command) -> Result<(), Error> {
         let time = self.time();
         let slot = self.runs.get_mut(&run).ok_or(Error::UnknownRun(run))?;
-        let events = decide(&slot.run, command, time)?.events;
+        let Decision { events, follows } = decide(&slot.run, command, time)?;
         if events.is_empty() {
             return Ok(());
         }
@@ -240,6 +261,9 @@ impl Engine {
         let in_doubt = events.iter().any(|e| matches!(e.body, EventBody::StepInDoubt { .. }));
         slot.history.extend(events);
         self.follow(run, writes);
+        if let Some(next) = follows {
+            self.succeed(run, &next)?;
+        }
         if in_doubt {
             self.call_person(run);
         }
@@ -259,6 +283,8 @@ impl Engine {
                     let delay = self.faults.delay();
                     self.after(delay, Coming::Claim { run });
                 }
+                Write::StepTaskSet(task) => self.plan_queued(run, &task),
+                Write::OutboxSet { seq } => self.plan_telling(run, seq),
                 _ => {}
             }
         }
@@ -302,6 +328,8 @@ impl Engine {
             Coming::End { run, epoch, ended } => self.attempt_ended(run, epoch, *ended),
             Coming::Look { run, epoch, look } => self.look(run, epoch, look).await,
             Coming::Person { run } => self.person(run)?,
+            Coming::Tell { run, seq } => self.tell_others(run, seq)?,
+            Coming::Queued { which, turn } => self.queued_turn(which, turn).await?,
             Coming::Idle { run, epoch, since } => self.park(run, epoch, since),
         }
         Ok(true)
@@ -310,6 +338,10 @@ impl Engine {
     /// A planned message comes; a run that has ended refuses it, as it does in life.
     fn asked(&mut self, run: RunId, command: &Command) -> Result<(), Error> {
         match self.request(run, command) {
+            // Who names the workflow id means the run that goes on.
+            Err(Error::Refused(Rejection::RunClosed { successor: Some(next), .. })) => {
+                self.asked(next, command)
+            }
             Err(Error::Refused(Rejection::RunClosed { .. })) => Ok(()),
             other => other,
         }

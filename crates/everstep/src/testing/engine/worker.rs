@@ -10,8 +10,7 @@ use everstep_core::{
 use super::attempt::Attempt;
 use super::doubt::{Look, given_up};
 use super::{Coming, Engine, IDENTITY, later};
-use crate::WorkflowError;
-use crate::ctx::Known;
+use crate::ctx::{Known, end_of};
 use crate::machine::{Machine, Obstacle, Work};
 use crate::testing::Error;
 
@@ -111,7 +110,7 @@ impl Engine {
         }
         let session = self.session_id();
         let worker = WorkerInfo { identity: IDENTITY.to_owned(), build_id: "test".to_owned() };
-        let mut command = self.command(CommandBody::Attach(Attach { session, worker }));
+        let mut command = self.command(CommandBody::Attach(Attach::by(session, worker)));
         command.actor = Actor::System;
         self.request(run, &command)?;
         let Some(slot) = self.runs.get_mut(&run) else { return Ok(()) };
@@ -366,15 +365,12 @@ fn wanted(work: Work) -> Wanted {
         Work::StartTimer { id, delay } => {
             Wanted::Commit(CommitCommand::StartTimer { timer: id, delay: delay.into() })
         }
+        Work::Command(command) => Wanted::Commit(*command),
         Work::CancelTimer { id } => Wanted::Commit(CommitCommand::CancelTimer { timer: id }),
         Work::MarkVersion { change_id, version } => {
             Wanted::Commit(CommitCommand::MarkVersion { change_id, version })
         }
-        Work::Finish { outcome, unconsumed } => Wanted::End(match outcome {
-            Ok(result) => CommitCommand::CompleteRun { result, unconsumed },
-            Err(WorkflowError::Failed(failure)) => CommitCommand::FailRun { failure, unconsumed },
-            Err(WorkflowError::Canceled(details)) => CommitCommand::CancelRun { details },
-        }),
+        Work::Finish { outcome, unconsumed } => Wanted::End(end_of(outcome, unconsumed)),
     }
 }
 
@@ -390,10 +386,21 @@ fn describe(commands: &[CommitCommand]) -> String {
         }
         CommitCommand::StartTimer { timer, .. } => format!("the start of timer {timer}"),
         CommitCommand::CancelTimer { timer } => format!("the cancel of timer {timer}"),
+        CommitCommand::ScheduleStep(scheduled) => {
+            format!("that '{}' {} is queued", scheduled.name, scheduled.step)
+        }
+        CommitCommand::CancelStep { step } => format!("the cancel of queued step {step}"),
+        CommitCommand::StartChild(scheduled) => format!("the start of child {}", scheduled.child),
+        CommitCommand::RequestExternal(requested) => format!("request {} to another run", requested.op),
+        CommitCommand::Upsert { op, .. } => format!("what upsert {op} says about the run"),
+        CommitCommand::CompleteUpdate { accepted, .. } => {
+            format!("the end of the update that event {accepted} accepted")
+        }
         CommitCommand::MarkVersion { change_id, version } => format!("version {version} of '{change_id}'"),
         CommitCommand::CompleteRun { .. }
         | CommitCommand::FailRun { .. }
-        | CommitCommand::CancelRun { .. } => "the end of the run".to_owned(),
+        | CommitCommand::CancelRun { .. }
+        | CommitCommand::ContinueAsNew(_) => "the end of the run".to_owned(),
         CommitCommand::Park => "that it lets go".to_owned(),
         CommitCommand::Release { .. } => "that it gives the run back".to_owned(),
         CommitCommand::Block(_) => "that the run is blocked".to_owned(),

@@ -6,8 +6,8 @@
 use chrono::DateTime;
 use everstep_core::{
     Actor, BlockKind, Blocked, CommandId, DetachReason, DoubtPolicy, Duration, Event, EventBody, Failure,
-    OpId, Payload, Resolution, RunId, RunStarted, StepResolved, TimerKey, TimerKind, Timestamp, TraceContext,
-    WorkerInfo,
+    Notes, NotesChange, OpId, Payload, Resolution, RunId, RunStarted, StepResolved, StepScheduled, TimerKey,
+    TimerKind, Timestamp, TraceContext, UpdateOutcome, WorkerInfo,
 };
 use serde_json::{Map, Value};
 
@@ -42,9 +42,16 @@ pub(super) fn read(text: &str) -> Result<Vec<History>, Unreadable> {
 
 /// An event's fields.
 #[derive(Clone, Copy)]
-struct Row<'a>(&'a Map<String, Value>);
+pub(super) struct Row<'a>(pub(super) &'a Map<String, Value>);
 
-type Read<T> = Result<T, String>;
+pub(super) type Read<T> = Result<T, String>;
+
+impl<'r> Row<'r> {
+    /// What an object holds, if it is one.
+    fn entries(self, field: &str) -> impl Iterator<Item = (&'r String, &'r Value)> + use<'r> {
+        self.0.get(field).and_then(Value::as_object).into_iter().flatten()
+    }
+}
 
 impl Row<'_> {
     fn event(self) -> Read<Event> {
@@ -72,6 +79,13 @@ impl Row<'_> {
                 attempt: self.small("attempt")?,
             },
             "StepResolved" => EventBody::StepResolved(Box::new(self.resolved()?)),
+            "StepScheduled" => EventBody::StepScheduled(Box::new(StepScheduled {
+                step: self.op("step_id")?,
+                name: self.owned("step")?,
+                input: self.payload("input"),
+                options: self.typed("options")?.unwrap_or_default(),
+            })),
+            "StepCancelRequested" => EventBody::StepCancelRequested { step: self.op("step_id")? },
             "StepCompleted" => EventBody::StepCompleted {
                 step: self.op("step_id")?,
                 name: self.owned("step")?,
@@ -101,6 +115,20 @@ impl Row<'_> {
                 signal_id: self.owned("signal_id")?,
                 input: self.payload("input"),
             },
+            "UpdateAccepted" => EventBody::UpdateAccepted {
+                update_id: self.owned("update_id")?,
+                name: self.owned("update")?,
+                input: self.payload("input"),
+            },
+            "UpdateCompleted" => EventBody::UpdateCompleted {
+                accepted: self.number("accepted_seq")?,
+                update_id: self.owned("update_id")?,
+                outcome: if self.is_null("failure") {
+                    UpdateOutcome::Completed(self.payload("result"))
+                } else {
+                    UpdateOutcome::Failed(self.failure("failure")?)
+                },
+            },
             "VersionMarked" => EventBody::VersionMarked {
                 change_id: self.owned("change_id")?,
                 version: self.small("version")?,
@@ -112,10 +140,14 @@ impl Row<'_> {
     /// The kinds about the run as a whole.
     fn run_body(self) -> Read<EventBody> {
         Ok(match self.text("kind")? {
+            "AttributesUpserted" => {
+                EventBody::AttributesUpserted { op: self.op("op_id")?, notes: Box::new(self.notes_change()?) }
+            }
             "RunStarted" => EventBody::RunStarted(Box::new(self.started()?)),
             "WorkerAttached" => EventBody::WorkerAttached {
                 session: self.id("session_id").map(everstep_core::SessionId::from_uuid)?,
                 worker: WorkerInfo { identity: self.owned("worker")?, build_id: self.owned("build_id")? },
+                pinned: !self.is_null("pinned"),
             },
             "WorkerDetached" => EventBody::WorkerDetached {
                 reason: match self.text("reason")? {
@@ -132,12 +164,21 @@ impl Row<'_> {
                 EventBody::RunCompleted { result: self.payload("result"), unconsumed: self.unconsumed() }
             }
             "RunFailed" => {
-                EventBody::RunFailed { failure: self.failure("failure")?, unconsumed: self.unconsumed() }
+                let retried_by = self.link("retried_by_run_id")?;
+                let failure = self.failure("failure")?;
+                EventBody::RunFailed { failure, unconsumed: self.unconsumed(), retried_by }
             }
+            "RunContinued" => EventBody::RunContinued {
+                successor: self.id("successor_run_id").map(RunId::from_uuid)?,
+                carried: self.seqs("carried"),
+            },
             "RunCanceled" => EventBody::RunCanceled { details: self.owned("details")? },
             "RunTerminated" => EventBody::RunTerminated { reason: self.owned("reason")? },
-            "RunTimedOut" => EventBody::RunTimedOut,
+            "RunTimedOut" => EventBody::RunTimedOut { retried_by: self.link("retried_by_run_id")? },
             other => {
+                if let Some(body) = self.between_body()? {
+                    return Ok(body);
+                }
                 return Err(format!("events of kind '{other}' are not known: a newer version wrote them"));
             }
         })
@@ -159,7 +200,34 @@ impl Row<'_> {
             run_timeout: self.millis("run_timeout_ms")?,
             seed,
             trace: TraceContext { traceparent: self.owned("traceparent")?, tracestate: String::new() },
+            start_at: if self.is_null("start_at") { None } else { Some(self.time("start_at")?) },
+            retry: self.typed("retry")?,
+            origin: self.typed("origin")?.unwrap_or_default(),
+            step_retry: self.typed("step_retry")?,
+            notes: Notes {
+                attributes: self.typed("search_attributes")?.unwrap_or_default(),
+                memo: self.entries("memo").map(|(name, value)| (name.clone(), payload(value))).collect(),
+            },
         })
+    }
+
+    fn notes_change(self) -> Read<NotesChange> {
+        let entry =
+            |(name, value): (&String, &Value)| (name.clone(), (!value.is_null()).then(|| payload(value)));
+        Ok(NotesChange {
+            attributes: self.typed("search_attributes")?.unwrap_or_default(),
+            memo: self.entries("memo").map(entry).collect(),
+        })
+    }
+
+    /// A value that is written as the core has it.
+    pub(super) fn typed<T: serde::de::DeserializeOwned>(self, field: &str) -> Read<Option<T>> {
+        let value = self.0.get(field).cloned().unwrap_or_default();
+        serde_json::from_value(value).map_err(|e| format!("{field}: {e}"))
+    }
+
+    fn link(self, field: &str) -> Read<Option<RunId>> {
+        if self.is_null(field) { Ok(None) } else { self.id(field).map(RunId::from_uuid).map(Some) }
     }
 
     fn blocked(self) -> Read<Blocked> {
@@ -207,20 +275,23 @@ impl Row<'_> {
         match text.split_once(':') {
             Some(("client", identity)) => Ok(Actor::Client(identity.to_owned())),
             Some(("worker", identity)) => Ok(Actor::Worker(identity.to_owned())),
+            Some(("run", id)) => {
+                id.parse().map(Actor::Run).map_err(|_| format!("actor '{text}' is not known"))
+            }
             None if text == "system" => Ok(Actor::System),
             _ => Err(format!("actor '{text}' is not known")),
         }
     }
 
-    fn text(&self, field: &str) -> Read<&str> {
+    pub(super) fn text(&self, field: &str) -> Read<&str> {
         self.0.get(field).and_then(Value::as_str).ok_or_else(|| format!("{field} is no text"))
     }
 
-    fn owned(self, field: &str) -> Read<String> {
+    pub(super) fn owned(self, field: &str) -> Read<String> {
         self.text(field).map(ToOwned::to_owned)
     }
 
-    fn number(self, field: &str) -> Read<u64> {
+    pub(super) fn number(self, field: &str) -> Read<u64> {
         self.0.get(field).and_then(Value::as_u64).ok_or_else(|| format!("{field} is no number"))
     }
 
@@ -228,11 +299,11 @@ impl Row<'_> {
         u32::try_from(self.number(field)?).map_err(|_| format!("{field} is too large"))
     }
 
-    fn op(self, field: &str) -> Read<OpId> {
+    pub(super) fn op(self, field: &str) -> Read<OpId> {
         self.small(field).map(OpId)
     }
 
-    fn id(self, field: &str) -> Read<uuid::Uuid> {
+    pub(super) fn id(self, field: &str) -> Read<uuid::Uuid> {
         self.text(field)?.parse().map_err(|_| format!("{field} is no UUID"))
     }
 
@@ -242,7 +313,7 @@ impl Row<'_> {
     }
 
     /// Milliseconds with a fraction; null for none.
-    fn millis(self, field: &str) -> Read<Option<Duration>> {
+    pub(super) fn millis(self, field: &str) -> Read<Option<Duration>> {
         if self.is_null(field) {
             return Ok(None);
         }
@@ -251,15 +322,15 @@ impl Row<'_> {
         Ok(Some(Duration::from_micros((millis * 1_000.0).round() as u64)))
     }
 
-    fn is_null(self, field: &str) -> bool {
+    pub(super) fn is_null(self, field: &str) -> bool {
         self.0.get(field).is_none_or(Value::is_null)
     }
 
-    fn payload(self, field: &str) -> Payload {
+    pub(super) fn payload(self, field: &str) -> Payload {
         self.0.get(field).map(payload).unwrap_or_default()
     }
 
-    fn failure(self, field: &str) -> Read<Failure> {
+    pub(super) fn failure(self, field: &str) -> Read<Failure> {
         let fields =
             self.0.get(field).and_then(Value::as_object).ok_or_else(|| format!("{field} is missing"))?;
         let inner = Row(fields);
@@ -273,7 +344,11 @@ impl Row<'_> {
     }
 
     fn unconsumed(self) -> Vec<u64> {
-        let all = self.0.get("unconsumed").and_then(Value::as_array);
+        self.seqs("unconsumed")
+    }
+
+    fn seqs(self, field: &str) -> Vec<u64> {
+        let all = self.0.get(field).and_then(Value::as_array);
         all.into_iter().flatten().filter_map(Value::as_u64).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! A run's events as a value: from an environment, from an export, or from a file.
 
 mod export;
+mod export_between;
 mod file;
 
 use std::fmt;
 
-use everstep_core::{Event, EventBody, HistoryError, Resolution, Run, RunId};
+use everstep_core::{Event, EventBody, HistoryError, Resolution, Run, RunId, UpdateOutcome};
 
 /// The history of one run. Its `Display` is one line for each event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +162,22 @@ fn detail(body: &EventBody) -> String {
         EventBody::TimerFired { timer } => format!("  {} #{}", timer.kind.as_str(), timer.id),
         EventBody::TimerCanceled { timer } => format!("  {timer}"),
         EventBody::SignalReceived { name, input, .. } => format!("  '{name}': {}", text(input)),
+        EventBody::UpdateAccepted { name, input, .. } => format!("  '{name}': {}", text(input)),
+        EventBody::UpdateCompleted { accepted, outcome, .. } => match outcome {
+            UpdateOutcome::Completed(result) => format!("  of event {accepted}: {}", text(result)),
+            UpdateOutcome::Failed(failure) => {
+                format!("  of event {accepted}: {}: {}", failure.kind, failure.message)
+            }
+        },
         EventBody::VersionMarked { change_id, version } => format!("  '{change_id}' at {version}"),
+        EventBody::ChildScheduled(scheduled) => {
+            format!("  '{}' {}", scheduled.workflow_type, scheduled.child)
+        }
+        EventBody::ChildClosed(closed) => format!("  {} {}", closed.child, closed.outcome.as_str()),
+        EventBody::ExternalResolved { op, failure, .. } => match failure {
+            None => format!("  {op} delivered"),
+            Some(failure) => format!("  {op}: {}: {}", failure.kind, failure.message),
+        },
         EventBody::RunBlocked(blocked) => {
             format!("  expected {}, got {}", blocked.expected, blocked.produced)
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use everstep_core::{Actor, CommandId, CommitCommand, Event, EventBody, Seq, Timestamp, limits};
 
 use super::{RunTask, Unacked};
-use crate::machine::Work;
+use crate::machine::{Machine, Work};
 
 /// Longest time since an event, by which the database's clock is reckoned.
 const RECKON_MAX: Duration = Duration::from_secs(5);
@@ -59,8 +59,9 @@ impl RunTask {
             && self.unacked.is_empty();
         let connected = self.generation == self.outbox.generation();
         let since = heard.elapsed();
-        // A run that is sent signals would meet one under way again and again.
-        let calm = !self.called && !self.draining && !self.leaving && since < RECKON_MAX;
+        // A run that is sent signals, or waits for others, would meet news under way again and again.
+        let awaits = self.machine.as_ref().is_some_and(Machine::awaits_others);
+        let calm = !self.called && !awaits && !self.draining && !self.leaving && since < RECKON_MAX;
         (quiet && connected && calm && self.ahead.is_none())
             .then(|| Timestamp::from_micros(last).after((since - since / SLOW).into()))
     }

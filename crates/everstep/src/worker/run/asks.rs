@@ -32,8 +32,10 @@ impl RunTask {
             let Some(machine) = &self.machine else { return };
             let Some(next) = self.asks.iter().position(|asked| asked.at_least <= seq) else { return };
             let Some(mut asked) = self.asks.remove(next) else { return };
-            match machine.query(&asked.name) {
+            match asked.handler(machine) {
                 Ok(handler) => {
+                    // What follows is recorded by others: whatever goes ahead of the record would be in its way.
+                    self.called |= asked.leads_to_event();
                     let running = Box::pin(asked.handled_by(Arc::clone(&self.settings), handler));
                     self.answering = Some(Answering { asked, seq, running });
                 }

@@ -13,7 +13,8 @@ use everstep_core::{CommitCommand, Event, EventBody, Failure, OpId, Payload, Ret
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::{RunTask, Running, Waiting};
+use super::RunTask;
+use super::attempts::{Running, Waiting};
 use crate::ProbeFn;
 use crate::machine::{Machine, Work};
 
@@ -41,7 +42,7 @@ pub(super) struct Probing {
 
 /// The end of a step whose code gives up what is in doubt.
 pub(super) fn given_up(step: OpId, name: String, attempt: u32, failure: Failure) -> CommitCommand {
-    let (elapsed, policy) = (everstep_core::Duration::ZERO, RetryPolicy::none());
+    let (elapsed, policy) = (everstep_core::Duration::ZERO, Some(RetryPolicy::none()));
     CommitCommand::FailStep { step, name, attempt, elapsed, failure, policy }
 }
 

@@ -14,7 +14,6 @@ use everstep_proto::api::{self, worker_message};
 use everstep_proto::wire;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tonic::transport::Endpoint;
 use uuid::Uuid;
 
 use crate::worker::asks::{Asks, Question};
@@ -59,6 +58,7 @@ fn history(before: Vec<Event>) -> Vec<Event> {
         run_timeout: None,
         seed: 5,
         trace: TraceContext::default(),
+        ..RunStarted::default()
     };
     let mut events = vec![event(1, START, EventBody::RunStarted(Box::new(started)))];
     events[0].epoch = 0;
@@ -66,7 +66,7 @@ fn history(before: Vec<Event>) -> Vec<Event> {
     let seq = events.len() as u64 + 1;
     let session = SessionId::from_uuid(Uuid::from_u128(3));
     let worker = WorkerInfo { identity: "w".into(), build_id: "b".into() };
-    events.push(event(seq, START, EventBody::WorkerAttached { session, worker }));
+    events.push(event(seq, START, EventBody::WorkerAttached { session, worker, pinned: false }));
     events
 }
 
@@ -76,18 +76,8 @@ where
     Fut: Future<Output = Result<u32, WorkflowError>> + Send + 'static,
 {
     let run = RunId::from_uuid(Uuid::from_u128(7));
-    let settings = Settings {
-        endpoint: Endpoint::from_static("http://127.0.0.1:1"),
-        namespace: "default".into(),
-        task_queues: vec!["default".into()],
-        identity: "w".into(),
-        build_id: "b".into(),
-        run_slots: 1,
-        park_after: Duration::from_secs(3_600),
-        grace: Duration::ZERO,
-        workflows: BTreeMap::from([("t".to_owned(), workflow_factory(workflow))]),
-        places: Default::default(),
-    };
+    let workflows = BTreeMap::from([("t".to_owned(), workflow_factory(workflow))]);
+    let settings = Settings { workflows, ..Settings::of_tests() };
     let outbox = Arc::new(Outbox::default());
     let (to_stream, said) = mpsc::unbounded_channel();
     outbox.open(to_stream);
@@ -282,6 +272,33 @@ async fn a_step_beside_others_does_not_go_ahead() {
         let fast = ctx.step("fast", || async { Ok::<_, StepError>(1) });
         let (slow, _) = crate::join!(slow, fast);
         Ok(slow?)
+    });
+    let commit = held.commit().await;
+    assert_eq!((kinds(&commit), commit.ahead), (vec!["step"], None));
+    assert!(matches!(commit.commands[0], CommitCommand::CompleteStep { step: OpId(2), .. }));
+}
+
+struct Far;
+
+impl crate::StepType for Far {
+    const NAME: &'static str = "far";
+    type Input = u32;
+    type Output = u32;
+}
+
+/// Its end comes from somebody else, at any time: it would refuse what went ahead.
+#[tokio::test(start_paused = true)]
+async fn a_step_beside_a_queued_one_does_not_go_ahead() {
+    let (step, name, input) = (OpId(1), "far".to_owned(), Payload::json("1"));
+    let options = everstep_core::QueuedOptions::default();
+    let scheduled = everstep_core::StepScheduled { step, name, input, options };
+    let mut before = event(2, START, EventBody::StepScheduled(Box::new(scheduled)));
+    before.epoch = 0;
+    let mut held = hold(vec![before], |ctx: Ctx, (): ()| async move {
+        let far = ctx.run::<Far>(1);
+        let near = ctx.step("near", || async { Ok::<_, StepError>(1) });
+        let (far, _) = crate::join!(far, near);
+        Ok(far?)
     });
     let commit = held.commit().await;
     assert_eq!((kinds(&commit), commit.ahead), (vec!["step"], None));

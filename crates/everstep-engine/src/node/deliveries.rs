@@ -1,0 +1,353 @@
+//! What runs have to hear of each other: from an event of one run to a start of, or a request to, another.
+//!
+//! The append of such an event writes a row to the outbox. The node that made the append tells the others at once;
+//! when it dies over that, the sweep of any node finds the row and does it again. Whoever is told twice has heard it
+//! once: a child has its run id before it begins, a signal its id, and an end is the end. A row goes when all of it
+//! is done; what the store could not do stays in it.
+//!
+//! Rows of one run are taken in the order of its events, but for children that begin side by side: so a child begins
+//! before its parent's end is told to it, and two signals to one run arrive in the order in which they were sent.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use everstep_core::{
+    Actor, ChildClosed, ChildOutcome, ChildStart, Command, CommandBody, CommandId, Event, ExternalTarget,
+    Failure, Outbound, Rejection, Run, RunId, Seq, ToRun, Write,
+};
+use everstep_fault::{Bug, planted};
+use everstep_store::{self as store, RunAppend};
+
+use super::slot::Job;
+use super::{Node, Output};
+use crate::{Error, Started};
+
+/// Children of one run that begin at one time.
+const STARTS_MAX: usize = 64;
+/// Runs that follow each other and that a request is passed along.
+const HOPS_MAX: u32 = 64;
+
+/// What this node tells others of.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    sources: BTreeMap<RunId, Source>,
+    flights: BTreeMap<u64, Flight>,
+    last: u64,
+    /// Runs that may have something to tell now.
+    ready: BTreeSet<RunId>,
+    /// Runs whose history is being read for what they have to tell.
+    loading: BTreeSet<RunId>,
+}
+
+/// A run that others have to hear of.
+#[derive(Debug, Default)]
+struct Source {
+    namespace: String,
+    waiting: VecDeque<(Seq, Vec<Outbound>)>,
+    /// Rows under way.
+    rows: BTreeMap<Seq, Row>,
+}
+
+/// A row of the outbox under way.
+#[derive(Debug)]
+struct Row {
+    /// It is a child that begins.
+    start: bool,
+    left: usize,
+    /// Some of it was not done: it stays in the outbox.
+    stays: bool,
+    /// The append that was made of it has deleted it.
+    deleted: bool,
+}
+
+/// One thing that is told to one run.
+#[derive(Debug)]
+struct Flight {
+    source: RunId,
+    seq: Seq,
+    what: What,
+    hops: u32,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Start(Box<ChildStart>),
+    ToRun(Box<ToRun>),
+    /// What became of one of these, for the run that asked for it.
+    Reply,
+}
+
+/// What a run did with what it was told.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// It took it, or had before; in an append that has events of it, or not.
+    Taken {
+        /// It has.
+        wrote: bool,
+    },
+    /// It refused it.
+    Refused(Rejection),
+    /// There is no such run in the namespace.
+    Nobody,
+    /// Nobody knows: the store does not answer.
+    Unknown,
+}
+
+impl Deliveries {
+    /// True when nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.loading.is_empty()
+    }
+
+    fn has(&self, run: RunId, seq: Seq) -> bool {
+        let waits = |source: &Source| source.waiting.iter().any(|(waiting, _)| *waiting == seq);
+        self.sources.get(&run).is_some_and(|source| source.rows.contains_key(&seq) || waits(source))
+    }
+
+    fn flight(&mut self, source: RunId, seq: Seq, what: What) -> u64 {
+        self.last += 1;
+        self.flights.insert(self.last, Flight { source, seq, what, hops: 0 });
+        self.last
+    }
+
+    /// The namespace of the run that a flight comes from.
+    pub(super) fn namespace(&self, flight: u64) -> Option<&str> {
+        let source = self.flights.get(&flight)?.source;
+        self.sources.get(&source).map(|source| source.namespace.as_str())
+    }
+}
+
+impl Source {
+    /// The next row, when it need not wait for another.
+    fn take(&mut self) -> Option<(Seq, Vec<Outbound>)> {
+        let start = |outbounds: &[Outbound]| matches!(outbounds, [Outbound::Start(_)]);
+        let (_, next) = self.waiting.front()?;
+        let free = if start(next) {
+            self.rows.len() < STARTS_MAX && self.rows.values().all(|row| row.start)
+        } else {
+            self.rows.is_empty()
+        };
+        let (seq, outbounds) = if free { self.waiting.pop_front()? } else { return None };
+        let row = Row { start: start(&outbounds), left: outbounds.len(), stays: false, deleted: false };
+        self.rows.insert(seq, row);
+        Some((seq, outbounds))
+    }
+}
+
+impl Node {
+    /// An append is durable: what others have to hear of its events is told to them.
+    pub(super) fn deliver(&mut self, run_id: RunId, append: &RunAppend) {
+        let seqs = append.writes.iter().filter_map(|write| match write {
+            Write::OutboxSet { seq } => Some(*seq),
+            _ => None,
+        });
+        let seqs: Vec<Seq> = seqs.collect();
+        if seqs.is_empty() {
+            return;
+        }
+        // Without it in memory the sweep does this.
+        let Some(run) = self.slots.get(&run_id).and_then(|slot| slot.run.as_deref()) else { return };
+        let told = |seq: &Seq| Some((*seq, run.outbound(append.events.iter().find(|e| e.seq == *seq)?)));
+        let told: Vec<(Seq, Vec<Outbound>)> = seqs.iter().filter_map(told).collect();
+        let namespace = run.start().namespace.clone();
+        self.tell_others(run_id, &namespace, told);
+    }
+
+    fn tell_others(&mut self, run: RunId, namespace: &str, told: Vec<(Seq, Vec<Outbound>)>) {
+        for (seq, outbounds) in told {
+            if self.deliveries.has(run, seq) {
+                continue;
+            }
+            if outbounds.is_empty() {
+                self.out.push(Output::OutboxDone(run, seq));
+                continue;
+            }
+            let source = self.deliveries.sources.entry(run).or_default();
+            if source.namespace.is_empty() {
+                namespace.clone_into(&mut source.namespace);
+            }
+            source.waiting.push_back((seq, outbounds));
+            if planted(Bug::DeliverAndForget) {
+                self.out.push(Output::OutboxDone(run, seq));
+            }
+            self.deliveries.ready.insert(run);
+        }
+    }
+
+    /// The sweep has found events that others have perhaps not heard of.
+    pub(super) fn outbox_found(&mut self, found: Vec<(RunId, Vec<Seq>)>) {
+        for (run, mut seqs) in found {
+            seqs.retain(|seq| !self.deliveries.has(run, *seq));
+            if !seqs.is_empty() && self.deliveries.loading.insert(run) {
+                self.out.push(Output::LoadSource { run, seqs });
+            }
+        }
+    }
+
+    /// The history of a run that others have to hear of.
+    pub(super) fn source_loaded(
+        &mut self,
+        run_id: RunId,
+        seqs: &[Seq],
+        events: Result<Vec<Event>, store::Error>,
+    ) {
+        self.deliveries.loading.remove(&run_id);
+        let Ok(events) = events else { return };
+        let run = match Run::fold(run_id, &events) {
+            Ok(run) => run,
+            Err(error) => return tracing::error!(run_id = %run_id, %error, "others do not hear of this run"),
+        };
+        let outbound = |seq: &Seq| {
+            let event = usize::try_from(seq.saturating_sub(1)).ok().and_then(|at| events.get(at));
+            (*seq, run.as_ref().zip(event).map(|(run, event)| run.outbound(event)).unwrap_or_default())
+        };
+        let told: Vec<(Seq, Vec<Outbound>)> = seqs.iter().map(outbound).collect();
+        self.status.healed += 1;
+        let namespace = run.map(|run| run.start().namespace.clone()).unwrap_or_default();
+        self.tell_others(run_id, &namespace, told);
+    }
+
+    /// Tells what can be told now. At the end of each step, so that one end leads to the next without depth.
+    pub(super) fn tell_ready(&mut self) {
+        while let Some(run) = self.deliveries.ready.pop_first() {
+            while let Some((seq, outbounds)) = self.deliveries.sources.get_mut(&run).and_then(Source::take) {
+                for outbound in outbounds {
+                    match outbound {
+                        Outbound::Start(child) => {
+                            let flight = self.deliveries.flight(run, seq, What::Start(child.clone()));
+                            self.start_child(flight, *child);
+                        }
+                        Outbound::ToRun(to) => {
+                            let flight = self.deliveries.flight(run, seq, What::ToRun(to.clone()));
+                            self.tell_run(flight, run, *to);
+                        }
+                    }
+                }
+            }
+            let quiet = |source: &Source| source.waiting.is_empty() && source.rows.is_empty();
+            if self.deliveries.sources.get(&run).is_some_and(quiet) {
+                self.deliveries.sources.remove(&run);
+            }
+        }
+    }
+
+    /// Whether the run is there for the one that a flight comes from.
+    pub(super) fn may_hear(&self, flight: u64, run: &Run) -> bool {
+        self.deliveries.namespace(flight).is_none_or(|namespace| namespace == run.start().namespace)
+    }
+
+    fn tell_run(&mut self, flight: u64, source: RunId, to: ToRun) {
+        match to.target {
+            ExternalTarget::Run(run) => self.add_job(run, Job::delivery(flight, to.command)),
+            ExternalTarget::Workflow(workflow_id) => {
+                let namespace = self.deliveries.sources.get(&source).map(|source| source.namespace.clone());
+                let namespace = namespace.unwrap_or_default();
+                self.out.push(Output::FindTarget { flight, namespace, workflow_id });
+            }
+        }
+    }
+
+    /// Which run holds a workflow id.
+    pub(super) fn target_found(&mut self, flight: u64, run: Result<Option<RunId>, store::Error>) {
+        let Some(Flight { what: What::ToRun(to), .. }) = self.deliveries.flights.get(&flight) else { return };
+        let command = to.command.clone();
+        match run {
+            Ok(Some(run)) => self.add_job(run, Job::delivery(flight, command)),
+            Ok(None) => self.heard(flight, Heard::Nobody),
+            Err(_) => self.heard(flight, Heard::Unknown),
+        }
+    }
+
+    /// What a run did with what it was told.
+    pub(super) fn heard(&mut self, flight: u64, heard: Heard) {
+        let Some(found) = self.deliveries.flights.get_mut(&flight) else { return };
+        let (source, seq) = (found.source, found.seq);
+        let to = match (&found.what, &heard) {
+            (What::ToRun(to), Heard::Refused(Rejection::RunClosed { successor: Some(next), .. }))
+                if found.hops < HOPS_MAX =>
+            {
+                found.hops += 1;
+                let (next, command) = (*next, to.command.clone());
+                return self.add_job(next, Job::delivery(flight, command));
+            }
+            (What::ToRun(to), _) => to.clone(),
+            (What::Start(_), _) => return,
+            (What::Reply, Heard::Unknown) => return self.landed(flight, true, false),
+            (What::Reply, Heard::Taken { wrote }) => {
+                let wrote = *wrote;
+                return self.landed(flight, false, wrote);
+            }
+            (What::Reply, _) => return self.landed(flight, false, false),
+        };
+        let failure = match heard {
+            Heard::Taken { .. } => None,
+            Heard::Refused(rejection) => Some(rejection.to_failure()),
+            Heard::Unknown => return self.landed(flight, true, false),
+            // Its start comes first, and is told again with this.
+            Heard::Nobody if to.early => return self.landed(flight, true, false),
+            Heard::Nobody => {
+                Some(Failure::new("RunNotFound", "no such run in the namespace").non_retryable())
+            }
+        };
+        match to.reply {
+            Some((op, requested)) => {
+                self.reply(source, seq, CommandBody::ResolveExternal { op, requested, failure });
+                self.landed(flight, false, false);
+            }
+            None => self.landed(flight, false, false),
+        }
+    }
+
+    /// What became of a child that was to begin.
+    pub(super) fn child_heard(&mut self, flight: u64, result: Result<Started, Error>) {
+        let Some(found) = self.deliveries.flights.get(&flight) else { return };
+        let What::Start(child) = &found.what else { return };
+        let (source, seq, op, run_id) = (found.source, found.seq, child.child, child.run_id);
+        let (scheduled, report) = (child.scheduled, child.report);
+        let failure = match result {
+            Ok(started) if started.run_id == run_id => {
+                if report {
+                    self.reply(source, seq, CommandBody::ChildStarted { child: op, scheduled });
+                }
+                return self.landed(flight, false, false);
+            }
+            Ok(other) => {
+                let message = format!("its start request was used before, for run {}", other.run_id);
+                Failure::new("AlreadyStarted", message).non_retryable()
+            }
+            Err(Error::Rejected(rejection)) => rejection.to_failure(),
+            Err(_) => return self.landed(flight, true, false),
+        };
+        let outcome = ChildOutcome::NotStarted(failure);
+        let closed = ChildClosed { child: op, scheduled, run_id, outcome };
+        self.reply(source, seq, CommandBody::ChildClosed(Box::new(closed)));
+        self.landed(flight, false, false);
+    }
+
+    /// Tells the run that asked what became of it. That is part of its row: the append deletes it.
+    fn reply(&mut self, source: RunId, seq: Seq, body: CommandBody) {
+        if let Some(row) = self.deliveries.sources.get_mut(&source).and_then(|s| s.rows.get_mut(&seq)) {
+            row.left += 1;
+        }
+        let flight = self.deliveries.flight(source, seq, What::Reply);
+        let id = CommandId::derived(&[b"reply", source.as_bytes(), &seq.to_be_bytes()]);
+        self.add_job(source, Job::delivery(flight, Command { id, actor: Actor::System, body }));
+    }
+
+    /// One thing of a row is over: done, or left to the sweep.
+    fn landed(&mut self, flight: u64, stays: bool, deleted: bool) {
+        let Some(Flight { source: run, seq, .. }) = self.deliveries.flights.remove(&flight) else { return };
+        let Some(source) = self.deliveries.sources.get_mut(&run) else { return };
+        let Some(row) = source.rows.get_mut(&seq) else { return };
+        row.left -= 1;
+        row.stays |= stays;
+        row.deleted |= deleted;
+        if row.left == 0 {
+            let done = !row.stays && !row.deleted;
+            source.rows.remove(&seq);
+            if done {
+                self.out.push(Output::OutboxDone(run, seq));
+            }
+        }
+        self.deliveries.ready.insert(run);
+    }
+}

@@ -1,0 +1,126 @@
+//! What the store says that workers have, against what they were given: for one that has come back, and now and then
+//! for all.
+
+use everstep_core::{SessionId, Timestamp};
+use everstep_store::{self as store, ClaimKey, ClaimRow};
+
+use super::work::{Held, Work};
+use super::{Node, StepsOut, UNKNOWN_CLAIM, claim_of};
+use crate::node::Output;
+use crate::{StepKey, WorkerOut};
+
+impl Node {
+    pub(super) fn look_at_steps(&mut self) {
+        let now = self.now;
+        let unsure = |work: &Work| work.is_unsure(now);
+        let sessions: Vec<SessionId> = self
+            .sessions
+            .values()
+            .filter(|session| session.steps.as_ref().is_some_and(unsure))
+            .map(|session| session.id)
+            .collect();
+        if !sessions.is_empty() {
+            self.say(StepsOut::Find { sessions, since: now });
+        }
+    }
+
+    /// What the store says that sessions have, against what their workers were given.
+    pub(super) fn step_claims_found(
+        &mut self,
+        sessions: &[SessionId],
+        since: Timestamp,
+        rows: Result<Vec<ClaimRow>, store::Error>,
+    ) {
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => return self.step_claims_unknown(sessions, &error),
+        };
+        for session in sessions {
+            let Some(&link) = self.links.get(session) else { continue };
+            let own: Vec<&ClaimRow> = rows.iter().filter(|row| row.session == *session).collect();
+            let Some(work) = self.work_of(link) else { continue };
+            if work.is_resuming() {
+                self.steps_resumed(link, &own);
+            } else {
+                self.compare_steps(link, since, &own);
+            }
+        }
+    }
+
+    /// A worker that has come back cannot be told what it may go on with: it has to come again.
+    fn step_claims_unknown(&mut self, sessions: &[SessionId], error: &store::Error) {
+        tracing::warn!(%error, "claims of steps not found");
+        for session in sessions {
+            let Some(&link) = self.links.get(session) else { continue };
+            if self.work_of(link).is_some_and(|work| work.is_resuming()) {
+                self.disconnected(link);
+            }
+        }
+    }
+
+    /// A worker that has come back: it goes on with what is still its own.
+    fn steps_resumed(&mut self, link: u64, rows: &[&ClaimRow]) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&link) else { return };
+        let (Some(work), queues) = (&mut session.steps, session.queues.clone()) else { return };
+        let Some(first) = queues.first() else { return };
+        let (held, early) = work.resume();
+        let is = |row: &ClaimRow, key: &StepKey| row.key == claim_of(key) && row.attempt == key.attempt;
+        let mut canceled = Vec::new();
+        let mut over = Vec::new();
+        for key in &held {
+            match rows.iter().find(|row| is(row, key)) {
+                Some(row) => {
+                    work.hold((key.run_id, key.step), Held::new(*key, first.clone(), now));
+                    canceled.extend(row.canceled.then_some(*key));
+                }
+                None => over.push(*key),
+            }
+        }
+        // The claim was made, and the worker never heard of it; unless this is a late word of a worker that has gone on
+        // elsewhere, and runs it there. Only the worker knows.
+        let unheard = rows.iter().filter(|row| !held.iter().any(|key| is(row, key)));
+        let unheard: Vec<StepKey> = unheard.map(|row| key_of(row)).collect();
+        for key in unheard {
+            self.out.push(Output::ToWorker { link, message: WorkerOut::StepAsk(key) });
+        }
+        canceled.into_iter().for_each(|key| self.cancel_held(link, key));
+        for (key, said, details) in early {
+            self.step_said(link, key, said, details);
+        }
+        over.into_iter().for_each(|key| self.tell_gone(link, key));
+        queues.iter().for_each(|queue| self.claim_steps(queue));
+    }
+
+    /// The look of the sweep, at a session that stays.
+    fn compare_steps(&mut self, link: u64, since: Timestamp, rows: &[&ClaimRow]) {
+        let Some(work) = self.work_of(link) else { return };
+        let mut gone = Vec::new();
+        let mut canceled = Vec::new();
+        for held in work.all() {
+            let row = rows.iter().find(|row| row.key == claim_of(&held.key));
+            match row {
+                Some(row) if row.canceled => canceled.push(held.key),
+                Some(_) => {}
+                // It was given out after the store was asked, or its end is on its way to the log.
+                None if held.since >= since || held.ending.is_some() => {}
+                None => gone.push(held.key),
+            }
+        }
+        let known = |row: &&&ClaimRow| work.peek((row.key.run, row.key.step)).is_some();
+        let old = |row: &&&ClaimRow| row.claimed_at.after(UNKNOWN_CLAIM) < since;
+        let unknown: Vec<StepKey> =
+            rows.iter().filter(old).filter(|row| !known(row)).map(|row| key_of(row)).collect();
+        for key in unknown {
+            self.status.healed += 1;
+            self.out.push(Output::ToWorker { link, message: WorkerOut::StepAsk(key) });
+        }
+        canceled.into_iter().for_each(|key| self.cancel_held(link, key));
+        gone.into_iter().for_each(|key| self.gone(link, key));
+    }
+}
+
+fn key_of(row: &ClaimRow) -> StepKey {
+    let ClaimKey { run, step, claim } = row.key;
+    StepKey { run_id: run, step, attempt: row.attempt, claim }
+}

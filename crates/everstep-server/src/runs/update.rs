@@ -1,0 +1,150 @@
+//! Updates: what the run's code agrees to, and what it answers.
+
+use std::time::Duration;
+
+use everstep_core::{RunId, Seq, UpdateOutcome};
+use everstep_engine::{Error, Update};
+use everstep_proto::api::{self, update_run_response::Outcome};
+use everstep_proto::wire::{encode_failure, encode_payload};
+use everstep_proto::{InvalidKind, InvalidMessage};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::request::RunCall;
+use super::{RunApi, answer_in_time};
+use crate::check::Check;
+use crate::status;
+
+/// What a caller waits for, and how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    completed: bool,
+    until: Instant,
+}
+
+impl Wanted {
+    pub(super) fn read(
+        check: &mut Check,
+        stage: i32,
+        wait: Option<prost_types::Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let completed = match api::UpdateStage::try_from(stage) {
+            Ok(api::UpdateStage::Unspecified | api::UpdateStage::Completed) => true,
+            Ok(api::UpdateStage::Accepted) => false,
+            Err(_) => {
+                let problem = format!("has the unknown value {stage}");
+                check.take(Err(InvalidMessage::new(InvalidKind::UnknownEnum, "wait_for", problem)))
+            }
+        };
+        let mut wait = check.wait("wait", wait);
+        if let Some(deadline) = deadline {
+            wait = wait.min(answer_in_time(deadline));
+        }
+        Self { completed, until: Instant::now() + wait }
+    }
+
+    fn left(self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+}
+
+/// See `UpdateRun` in the contract.
+pub(super) async fn update(
+    runs: &RunApi,
+    request: api::UpdateRunRequest,
+    deadline: Option<Instant>,
+) -> Result<api::UpdateRunResponse, Status> {
+    let api::UpdateRunRequest { run, name, input, request_id, identity, wait_for, wait } = request;
+    let mut check = Check::default();
+    let call = RunCall::read(&mut check, run, request_id, identity, "update");
+    let name = check.name("name", name);
+    let input = check.payload("input", input);
+    let wanted = Wanted::read(&mut check, wait_for, wait, deadline);
+    check.finish()?;
+    let run_id = runs.find(&call.run).await?;
+    let command_id = call.command_id(run_id);
+    let update =
+        Update { update_id: call.request_id.clone(), name, input, command_id, identity: call.identity };
+    let accepted = accept(runs, run_id, update, wanted).await.map_err(|e| status::of_engine(&e))?;
+    answered(runs, (run_id, call.request_id), accepted, wanted).await
+}
+
+/// Has the run's code agree.
+pub(super) async fn accept(
+    runs: &RunApi,
+    run_id: RunId,
+    update: Update,
+    wanted: Wanted,
+) -> Result<Seq, Error> {
+    tokio::select! {
+        accepted = runs.engine.update(run_id, update, wanted.left()) => accepted,
+        // The caller asks again, and finds another node.
+        () = runs.draining.cancelled() => Err(Error::Stopping),
+    }
+}
+
+/// How far an update has come that was accepted with an event, once the wait is over.
+pub(super) async fn answered(
+    runs: &RunApi,
+    (run_id, update_id): (RunId, String),
+    accepted: Seq,
+    wanted: Wanted,
+) -> Result<api::UpdateRunResponse, Status> {
+    let outcome = if wanted.completed {
+        waited(runs, (run_id, &update_id), accepted.saturating_sub(1), wanted.left()).await?
+    } else {
+        None
+    };
+    Ok(response(run_id, update_id, outcome))
+}
+
+async fn waited(
+    runs: &RunApi,
+    (run_id, update_id): (RunId, &str),
+    after: Seq,
+    wait: Duration,
+) -> Result<Option<UpdateOutcome>, Status> {
+    tokio::select! {
+        outcome = runs.engine.wait_update(run_id, update_id, after, wait) => {
+            outcome.map_err(|e| status::of_engine(&e))
+        }
+        // It is accepted, whatever becomes of this node.
+        () = runs.draining.cancelled() => Ok(None),
+    }
+}
+
+fn response(run_id: RunId, update_id: String, outcome: Option<UpdateOutcome>) -> api::UpdateRunResponse {
+    let stage = match outcome {
+        Some(_) => api::UpdateStage::Completed,
+        None => api::UpdateStage::Accepted,
+    };
+    let outcome = outcome.map(|outcome| match outcome {
+        UpdateOutcome::Completed(result) => Outcome::Result(encode_payload(&result)),
+        UpdateOutcome::Failed(failure) => Outcome::Failure(encode_failure(&failure)),
+    });
+    api::UpdateRunResponse { run_id: run_id.to_string(), update_id, stage: stage.into(), outcome }
+}
+
+/// See `GetUpdate` in the contract.
+pub(super) async fn get(
+    runs: &RunApi,
+    request: api::GetUpdateRequest,
+    deadline: Option<Instant>,
+) -> Result<api::GetUpdateResponse, Status> {
+    let api::GetUpdateRequest { run, update_id, wait_for, wait } = request;
+    let mut check = Check::default();
+    let selector = check.run(run);
+    let update_id = check.name("update_id", update_id);
+    let wanted = Wanted::read(&mut check, wait_for, wait, deadline);
+    check.finish()?;
+    let run_id = runs.find(&selector).await?;
+    let wait = if wanted.completed { wanted.left() } else { Duration::ZERO };
+    let outcome = tokio::select! {
+        outcome = runs.engine.wait_update(run_id, &update_id, 0, wait) => {
+            outcome.map_err(|e| status::of_engine(&e))?
+        }
+        () = runs.draining.cancelled() => return Err(status::stopping()),
+    };
+    Ok(api::GetUpdateResponse { update: Some(response(run_id, update_id, outcome)) })
+}

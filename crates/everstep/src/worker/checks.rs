@@ -1,0 +1,94 @@
+//! Histories held against this worker's code: nothing runs, and nothing is recorded.
+
+use std::sync::Arc;
+
+use everstep_core::{BlockKind, Blocked, RunId, Seq};
+use everstep_proto::api::{self, answer::Outcome};
+use everstep_proto::{history, wire};
+
+use super::Settings;
+use super::asks::Asked;
+use crate::WorkerError;
+use crate::testing::{Difference, History, check_history};
+
+/// What Hello calls it.
+pub(super) const CAPABILITY: &str = "checks";
+/// Makes a worker that was built without a word about it one that only checks.
+const VARIABLE: &str = "EVERSTEP_CHECK_ONLY";
+
+/// Whether the environment says that this process is only to check.
+pub(super) fn only() -> Result<bool, WorkerError> {
+    match std::env::var(VARIABLE).unwrap_or_default().as_str() {
+        "" | "0" | "false" => Ok(false),
+        "1" | "true" => Ok(true),
+        other => Err(WorkerError::Setting {
+            field: VARIABLE,
+            problem: format!("must be 1 or 0, and is '{}'", other.escape_debug()),
+        }),
+    }
+}
+
+impl Asked {
+    /// Replays the history as strictly as a test would, and says what came of it.
+    pub(super) async fn checked(self, settings: Arc<Settings>, run: RunId, history: Vec<history::Event>) {
+        let places = settings.places.replays();
+        let build_id = settings.build_id.clone();
+        let replay = async {
+            let place = places.acquire_owned().await.ok()?;
+            let replayed = move || {
+                let _place = place;
+                verdict(&settings, run, history)
+            };
+            Some(tokio::task::spawn_blocking(replayed).await)
+        };
+        match tokio::time::timeout_at(self.until(), replay).await {
+            Ok(Some(Ok((seq, outcome)))) => self.answer(seq, outcome),
+            Ok(Some(Err(error))) if error.is_panic() => {
+                let blocked =
+                    blocked(0, "code that goes on", "code that panicked when it was made", build_id);
+                self.answer(0, Outcome::Mismatch(wire::encode_blocked(&blocked)));
+            }
+            Ok(_) => self.answer(0, Outcome::Gone("the replay ended early".to_owned())),
+            // The server tells its caller so.
+            Err(_) => self.answer_if(0, None),
+        }
+    }
+}
+
+fn verdict(settings: &Settings, run: RunId, history: Vec<history::Event>) -> (Seq, Outcome) {
+    let gone = |why: String| (0, Outcome::Gone(why));
+    let decoded = history.into_iter().map(|event| wire::decode_event(event).map(|decoded| decoded.event));
+    let events = match decoded.collect::<Result<Vec<_>, _>>() {
+        Ok(events) => events,
+        Err(error) => return gone(format!("the worker does not understand the history: {error}")),
+    };
+    let seq = events.last().map_or(0, |event| event.seq);
+    let history = match History::from_events(run, events) {
+        Ok(history) => history,
+        Err(error) => return gone(format!("the worker does not understand the history: {error}")),
+    };
+    let name = history.workflow_type();
+    let Some(workflow) = settings.workflows.get(name) else {
+        return gone(format!("this worker has no workflow type '{name}'"));
+    };
+    match check_history(&history, workflow) {
+        Ok(()) => (seq, Outcome::Passed(api::Passed {})),
+        Err(difference) => {
+            let Difference { seq, expected, produced, source, hint, .. } = *difference;
+            let blocked = blocked(seq, &expected, &produced, settings.build_id.clone());
+            (seq, Outcome::Mismatch(wire::encode_blocked(&Blocked { source, hint, ..blocked })))
+        }
+    }
+}
+
+fn blocked(at_seq: Seq, expected: &str, produced: &str, build_id: String) -> Blocked {
+    Blocked {
+        kind: BlockKind::Nondeterminism,
+        at_seq,
+        expected: expected.to_owned(),
+        produced: produced.to_owned(),
+        source: String::new(),
+        hint: String::new(),
+        build_id,
+    }
+}
