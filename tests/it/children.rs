@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use everstep::client::RunListFilter;
 use everstep::{
     ChildError, Client, Ctx, ParentClose, RunHandle, RunStatus, StepError, WorkerBuilder, WorkflowError,
@@ -35,6 +36,21 @@ async fn waits(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
 /// Counts down in a run for each number.
 async fn chain(ctx: Ctx, left: u32) -> Result<u32, WorkflowError> {
     if left == 0 { Ok(7) } else { Err(ctx.continue_as_new(&(left - 1))) }
+}
+
+/// Lives on in a run for each number, and then waits to be stopped.
+async fn endures(ctx: Ctx, left: u32) -> Result<(), WorkflowError> {
+    if left > 0 {
+        return Err(ctx.continue_as_new(&(left - 1)));
+    }
+    ctx.signal::<()>("never").await?;
+    Ok(())
+}
+
+/// The parent of such a one.
+async fn raises(ctx: Ctx, runs: u32) -> Result<(), WorkflowError> {
+    ctx.child::<()>("endures", runs).start().await?.result().await?;
+    Ok(())
 }
 
 /// A tree of runs; gives how many there are.
@@ -122,6 +138,8 @@ fn all_types(worker: WorkerBuilder) -> WorkerBuilder {
         .register("fails", fails)
         .register("waits", waits)
         .register("chain", chain)
+        .register("endures", endures)
+        .register("raises", raises)
         .register("tree", tree)
         .register("fan", fan)
         .register("tells", tells)
@@ -258,6 +276,36 @@ async fn what_becomes_of_children_whose_parent_ends_is_their_policy() -> anyhow:
         }
         run.terminate("enough").await?;
         until(&client.handle::<u32>(started[0]), "RunTerminated").await?;
+        quiet(store).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parents_end_reaches_a_child_that_has_gone_through_many_runs() -> anyhow::Result<()> {
+    for stores::TestStore { name, store, .. } in &stores::all().await? {
+        let (node, _worker) = node_on(store).await?;
+        let client = node.client()?;
+        let parent = client.workflow::<()>("raises").start(&80).await?;
+        until(&parent, "ChildStarted").await?;
+        let mut history = parent.history(0, true).await?;
+        let mut last = loop {
+            let event = history.next().await?.context("the parent has ended")?;
+            if let EventBody::ChildScheduled(scheduled) = &event.body {
+                break scheduled.run_id;
+            }
+        };
+        for _ in 0..80 {
+            let mut history = client.handle::<()>(last).history(0, true).await?;
+            last = loop {
+                let event = history.next().await?.with_context(|| format!("{name}: the child has ended"))?;
+                if let Some(next) = event.body.successor() {
+                    break next;
+                }
+            };
+        }
+        parent.terminate("enough").await?;
+        until(&client.handle::<()>(last), "RunTerminated").await.with_context(|| (*name).to_owned())?;
         quiet(store).await?;
     }
     Ok(())

@@ -43,9 +43,9 @@ impl Run {
         }
     }
 
-    /// Whether a signal of this id was received.
+    /// Whether a signal of this id was received, by this run or by one that it follows.
     pub fn knows_signal(&self, id: &str) -> bool {
-        self.signals.contains_key(id)
+        self.signals.contains_key(id) || self.heard_before(id).is_some()
     }
 
     /// Whether this is the request that asked the run to stop.

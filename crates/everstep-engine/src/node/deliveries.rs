@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use everstep_core::{
-    Actor, ChildClosed, ChildOutcome, ChildStart, Command, CommandBody, CommandId, Event, ExternalTarget,
-    Failure, Outbound, Rejection, Run, RunId, Seq, ToRun, Write,
+    Actor, ChildClosed, ChildOutcome, ChildStart, Command, CommandBody, CommandId, Duration, Event,
+    ExternalTarget, Failure, Outbound, Rejection, Run, RunId, Seq, Timestamp, ToRun, Write,
 };
 use everstep_fault::{Bug, planted};
 use everstep_store::{self as store, RunAppend};
@@ -21,10 +21,11 @@ use super::slot::Job;
 use super::{Node, Output};
 use crate::{Error, Started};
 
-/// Children of one run that begin at one time.
-const STARTS_MAX: usize = 64;
-/// Runs that follow each other and that a request is passed along.
-const HOPS_MAX: u32 = 64;
+/// Children of one run that begin at one time, and runs that are told of one event at one time.
+const FLIGHTS_MAX: usize = 64;
+/// How long a run whose news could not be told has all that follows left to the sweep, which tells it in order. No row
+/// waits longer for the next try.
+const LEFT_TO_THE_SWEEP: Duration = Duration::from_secs(60);
 
 /// What this node tells others of.
 #[derive(Debug, Default)]
@@ -36,15 +37,19 @@ pub(super) struct Deliveries {
     ready: BTreeSet<RunId>,
     /// Runs whose history is being read for what they have to tell.
     loading: BTreeSet<RunId>,
+    /// Requests that go on to the run that follows the one they were for.
+    passed_on: Vec<(u64, RunId, Command)>,
 }
 
 /// A run that others have to hear of.
 #[derive(Debug, Default)]
 struct Source {
     namespace: String,
-    waiting: VecDeque<(Seq, Vec<Outbound>)>,
+    waiting: BTreeMap<Seq, Vec<Outbound>>,
     /// Rows under way.
     rows: BTreeMap<Seq, Row>,
+    /// Until then what is new is not told from here: something before it could not be.
+    left_until: Option<Timestamp>,
 }
 
 /// A row of the outbox under way.
@@ -52,7 +57,8 @@ struct Source {
 struct Row {
     /// It is a child that begins.
     start: bool,
-    left: usize,
+    untold: VecDeque<Outbound>,
+    flying: usize,
     /// Some of it was not done: it stays in the outbox.
     stays: bool,
     /// The append that was made of it has deleted it.
@@ -65,7 +71,6 @@ struct Flight {
     source: RunId,
     seq: Seq,
     what: What,
-    hops: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -95,17 +100,17 @@ pub(super) enum Heard {
 impl Deliveries {
     /// True when nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
-        self.sources.is_empty() && self.loading.is_empty()
+        self.loading.is_empty() && self.sources.values().all(|s| s.waiting.is_empty() && s.rows.is_empty())
     }
 
     fn has(&self, run: RunId, seq: Seq) -> bool {
-        let waits = |source: &Source| source.waiting.iter().any(|(waiting, _)| *waiting == seq);
-        self.sources.get(&run).is_some_and(|source| source.rows.contains_key(&seq) || waits(source))
+        let has = |source: &Source| source.rows.contains_key(&seq) || source.waiting.contains_key(&seq);
+        self.sources.get(&run).is_some_and(has)
     }
 
     fn flight(&mut self, source: RunId, seq: Seq, what: What) -> u64 {
         self.last += 1;
-        self.flights.insert(self.last, Flight { source, seq, what, hops: 0 });
+        self.flights.insert(self.last, Flight { source, seq, what });
         self.last
     }
 
@@ -117,19 +122,33 @@ impl Deliveries {
 }
 
 impl Source {
-    /// The next row, when it need not wait for another.
-    fn take(&mut self) -> Option<(Seq, Vec<Outbound>)> {
+    /// The next thing to tell, when it need not wait for another.
+    fn take(&mut self) -> Option<(Seq, Outbound)> {
+        self.take_row();
+        let untold = |(_, row): &(&Seq, &mut Row)| row.flying < FLIGHTS_MAX && !row.untold.is_empty();
+        let (seq, row) = self.rows.iter_mut().find(untold)?;
+        row.flying += 1;
+        Some((*seq, row.untold.pop_front()?))
+    }
+
+    fn take_row(&mut self) {
         let start = |outbounds: &[Outbound]| matches!(outbounds, [Outbound::Start(_)]);
-        let (_, next) = self.waiting.front()?;
+        let Some((_, next)) = self.waiting.first_key_value() else { return };
         let free = if start(next) {
-            self.rows.len() < STARTS_MAX && self.rows.values().all(|row| row.start)
+            self.rows.len() < FLIGHTS_MAX && self.rows.values().all(|row| row.start)
         } else {
             self.rows.is_empty()
         };
-        let (seq, outbounds) = if free { self.waiting.pop_front()? } else { return None };
-        let row = Row { start: start(&outbounds), left: outbounds.len(), stays: false, deleted: false };
-        self.rows.insert(seq, row);
-        Some((seq, outbounds))
+        if let (true, Some((seq, outbounds))) = (free, self.waiting.pop_first()) {
+            let start = start(&outbounds);
+            let row = Row { start, untold: outbounds.into(), flying: 0, stays: false, deleted: false };
+            self.rows.insert(seq, row);
+        }
+    }
+
+    /// Nothing of it has to be kept.
+    fn is_quiet(&self, now: Timestamp) -> bool {
+        self.waiting.is_empty() && self.rows.is_empty() && self.left_until.is_none_or(|until| until <= now)
     }
 }
 
@@ -149,7 +168,11 @@ impl Node {
         let told = |seq: &Seq| Some((*seq, run.outbound(append.events.iter().find(|e| e.seq == *seq)?)));
         let told: Vec<(Seq, Vec<Outbound>)> = seqs.iter().filter_map(told).collect();
         let namespace = run.start().namespace.clone();
-        self.tell_others(run_id, &namespace, told);
+        let now = self.now;
+        let left = |source: &Source| source.left_until.is_some_and(|until| now < until);
+        if !self.deliveries.sources.get(&run_id).is_some_and(left) {
+            self.tell_others(run_id, &namespace, told);
+        }
     }
 
     fn tell_others(&mut self, run: RunId, namespace: &str, told: Vec<(Seq, Vec<Outbound>)>) {
@@ -165,7 +188,7 @@ impl Node {
             if source.namespace.is_empty() {
                 namespace.clone_into(&mut source.namespace);
             }
-            source.waiting.push_back((seq, outbounds));
+            source.waiting.insert(seq, outbounds);
             if planted(Bug::DeliverAndForget) {
                 self.out.push(Output::OutboxDone(run, seq));
             }
@@ -175,6 +198,8 @@ impl Node {
 
     /// The sweep has found events that others have perhaps not heard of.
     pub(super) fn outbox_found(&mut self, found: Vec<(RunId, Vec<Seq>)>) {
+        let now = self.now;
+        self.deliveries.sources.retain(|_, source| !source.is_quiet(now));
         for (run, mut seqs) in found {
             seqs.retain(|seq| !self.deliveries.has(run, *seq));
             if !seqs.is_empty() && self.deliveries.loading.insert(run) {
@@ -202,31 +227,43 @@ impl Node {
         };
         let told: Vec<(Seq, Vec<Outbound>)> = seqs.iter().map(outbound).collect();
         self.status.healed += 1;
+        // The sweep tells all of it, in order.
+        if let Some(source) = self.deliveries.sources.get_mut(&run_id) {
+            source.left_until = None;
+        }
         let namespace = run.map(|run| run.start().namespace.clone()).unwrap_or_default();
         self.tell_others(run_id, &namespace, told);
     }
 
     /// Tells what can be told now. At the end of each step, so that one end leads to the next without depth.
     pub(super) fn tell_ready(&mut self) {
-        while let Some(run) = self.deliveries.ready.pop_first() {
-            while let Some((seq, outbounds)) = self.deliveries.sources.get_mut(&run).and_then(Source::take) {
-                for outbound in outbounds {
-                    match outbound {
-                        Outbound::Start(child) => {
-                            let flight = self.deliveries.flight(run, seq, What::Start(child.clone()));
-                            self.start_child(flight, *child);
-                        }
-                        Outbound::ToRun(to) => {
-                            let flight = self.deliveries.flight(run, seq, What::ToRun(to.clone()));
-                            self.tell_run(flight, run, *to);
-                        }
-                    }
+        loop {
+            if let Some((flight, run, command)) = self.deliveries.passed_on.pop() {
+                self.add_job(run, Job::delivery(flight, command));
+            } else if let Some(run) = self.deliveries.ready.pop_first() {
+                self.tell_of(run);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn tell_of(&mut self, run: RunId) {
+        while let Some((seq, outbound)) = self.deliveries.sources.get_mut(&run).and_then(Source::take) {
+            match outbound {
+                Outbound::Start(child) => {
+                    let flight = self.deliveries.flight(run, seq, What::Start(child.clone()));
+                    self.start_child(flight, *child);
+                }
+                Outbound::ToRun(to) => {
+                    let flight = self.deliveries.flight(run, seq, What::ToRun(to.clone()));
+                    self.tell_run(flight, run, *to);
                 }
             }
-            let quiet = |source: &Source| source.waiting.is_empty() && source.rows.is_empty();
-            if self.deliveries.sources.get(&run).is_some_and(quiet) {
-                self.deliveries.sources.remove(&run);
-            }
+        }
+        let now = self.now;
+        if self.deliveries.sources.get(&run).is_some_and(|source| source.is_quiet(now)) {
+            self.deliveries.sources.remove(&run);
         }
     }
 
@@ -259,15 +296,13 @@ impl Node {
 
     /// What a run did with what it was told.
     pub(super) fn heard(&mut self, flight: u64, heard: Heard) {
-        let Some(found) = self.deliveries.flights.get_mut(&flight) else { return };
+        let Some(found) = self.deliveries.flights.get(&flight) else { return };
         let (source, seq) = (found.source, found.seq);
         let to = match (&found.what, &heard) {
-            (What::ToRun(to), Heard::Refused(Rejection::RunClosed { successor: Some(next), .. }))
-                if found.hops < HOPS_MAX =>
-            {
-                found.hops += 1;
+            (What::ToRun(to), Heard::Refused(Rejection::RunClosed { successor: Some(next), .. })) => {
+                // Chains are long, and the next run may be in memory and closed, too: not from here, but in turn.
                 let (next, command) = (*next, to.command.clone());
-                return self.add_job(next, Job::delivery(flight, command));
+                return self.deliveries.passed_on.push((flight, next, command));
             }
             (What::ToRun(to), _) => to.clone(),
             (What::Start(_), _) => return,
@@ -326,7 +361,7 @@ impl Node {
     /// Tells the run that asked what became of it. That is part of its row: the append deletes it.
     fn reply(&mut self, source: RunId, seq: Seq, body: CommandBody) {
         if let Some(row) = self.deliveries.sources.get_mut(&source).and_then(|s| s.rows.get_mut(&seq)) {
-            row.left += 1;
+            row.flying += 1;
         }
         let flight = self.deliveries.flight(source, seq, What::Reply);
         let id = CommandId::derived(&[b"reply", source.as_bytes(), &seq.to_be_bytes()]);
@@ -338,12 +373,17 @@ impl Node {
         let Some(Flight { source: run, seq, .. }) = self.deliveries.flights.remove(&flight) else { return };
         let Some(source) = self.deliveries.sources.get_mut(&run) else { return };
         let Some(row) = source.rows.get_mut(&seq) else { return };
-        row.left -= 1;
+        row.flying -= 1;
         row.stays |= stays;
         row.deleted |= deleted;
-        if row.left == 0 {
-            let done = !row.stays && !row.deleted;
+        if row.flying == 0 && row.untold.is_empty() {
+            let (done, late) = (!row.stays && !row.deleted, row.stays && !row.start);
             source.rows.remove(&seq);
+            if late {
+                // What follows must not overtake it.
+                source.waiting.clear();
+                source.left_until = Some(self.now.after(LEFT_TO_THE_SWEEP));
+            }
             if done {
                 self.out.push(Output::OutboxDone(run, seq));
             }

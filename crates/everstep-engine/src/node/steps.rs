@@ -121,10 +121,46 @@ impl Node {
             StepsIn::LetGo { link, key, deferred, done } => self.step_let_go(link, key, deferred, &done),
             StepsIn::Found { sessions, since, rows } => self.step_claims_found(&sessions, since, rows),
             StepsIn::Waiting(queue) => {
-                self.steps.limited.retain(|limited, at| *limited != queue || *at > self.now);
+                self.wait_over(&queue);
                 self.claim_steps(&queue);
             }
-            StepsIn::Look => self.look_at_steps(),
+            StepsIn::Look => {
+                self.look_at_steps();
+                self.claim_what_others_left();
+            }
+        }
+    }
+
+    /// An instant that a queue was to be looked at has come. The clock that said so may be a little ahead of the one that
+    /// the instant was reckoned by: then it has to say so again, because nothing else would.
+    fn wait_over(&mut self, queue: &QueueKey) {
+        match self.steps.limited.get(queue).copied() {
+            Some(at) if at > self.now => self.say(StepsOut::WaitingAt { queue: queue.clone(), at }),
+            _ => drop(self.steps.limited.remove(queue)),
+        }
+        for work in self.sessions.values_mut().filter_map(|session| session.steps.as_mut()) {
+            work.wait_over(queue);
+        }
+    }
+
+    /// Another node may have been told of what waits, and have nobody who can run it. Whoever has room here looks for
+    /// itself.
+    fn claim_what_others_left(&mut self) {
+        if !self.config.shared {
+            return;
+        }
+        let hosts = self.sessions.iter().filter(|(_, session)| session.steps.is_some());
+        let hosts: Vec<(u64, Vec<QueueKey>)> =
+            hosts.map(|(&link, session)| (link, session.queues.clone())).collect();
+        for (link, queues) in hosts {
+            for queue in queues
+                .iter()
+                .filter(|queue| !self.steps.limited.contains_key(queue))
+                .cloned()
+                .collect::<Vec<_>>()
+            {
+                self.claim_for(link, &queue);
+            }
         }
     }
 
@@ -331,7 +367,14 @@ impl Node {
         match done {
             // It was tried for long enough. The worker holds a deferral until its next stream; a return is made up for
             // by the look at claims.
-            Err(error) => tracing::warn!(%error, run_id = %key.run_id, "an attempt was not let go"),
+            Err(error) => {
+                tracing::warn!(%error, run_id = %key.run_id, "an attempt was not let go");
+                let until = self.now.after(UNKNOWN_CLAIM).after(UNKNOWN_CLAIM);
+                if let (false, Some(work)) = (deferred, self.work_of(link)) {
+                    work.release(key);
+                    work.doubt_claims(until);
+                }
+            }
             Ok(done) if deferred => {
                 let result = if *done { Ok(()) } else { Err(Rejection::StaleAttempt { step, attempt }) };
                 self.settled(link, key, Some(result));

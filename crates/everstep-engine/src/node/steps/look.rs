@@ -9,6 +9,9 @@ use super::{Node, StepsOut, UNKNOWN_CLAIM, claim_of};
 use crate::node::Output;
 use crate::{StepKey, WorkerOut};
 
+/// Questions to one worker at one time; what is left is asked at the next look.
+const ASKS_MAX: usize = 1_000;
+
 impl Node {
     pub(super) fn look_at_steps(&mut self) {
         let now = self.now;
@@ -80,7 +83,10 @@ impl Node {
         // The claim was made, and the worker never heard of it; unless this is a late word of a worker that has gone on
         // elsewhere, and runs it there. Only the worker knows.
         let unheard = rows.iter().filter(|row| !held.iter().any(|key| is(row, key)));
-        let unheard: Vec<StepKey> = unheard.map(|row| key_of(row)).collect();
+        let unheard: Vec<StepKey> = unheard.take(ASKS_MAX).map(|row| key_of(row)).collect();
+        if !unheard.is_empty() {
+            work.doubt_claims(now.after(UNKNOWN_CLAIM).after(UNKNOWN_CLAIM));
+        }
         for key in unheard {
             self.out.push(Output::ToWorker { link, message: WorkerOut::StepAsk(key) });
         }
@@ -110,7 +116,7 @@ impl Node {
         let known = |row: &&&ClaimRow| work.peek((row.key.run, row.key.step)).is_some();
         let old = |row: &&&ClaimRow| row.claimed_at.after(UNKNOWN_CLAIM) < since;
         let unknown: Vec<StepKey> =
-            rows.iter().filter(old).filter(|row| !known(row)).map(|row| key_of(row)).collect();
+            rows.iter().filter(old).filter(|row| !known(row)).take(ASKS_MAX).map(|row| key_of(row)).collect();
         for key in unknown {
             self.status.healed += 1;
             self.out.push(Output::ToWorker { link, message: WorkerOut::StepAsk(key) });

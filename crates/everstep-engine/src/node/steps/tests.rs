@@ -289,10 +289,52 @@ fn a_claim_without_an_answer_is_tried_again_and_what_it_did_is_made_up_for() {
     bench.now = Timestamp::from_micros(7_000_000);
     let row = bench.row(key(1, 1), 1_000_000, false);
     bench.found(vec![row]);
-    assert_eq!(bench.wants(), ["return #1"]);
+    assert_eq!(bench.wants(), ["ask #1"], "it may run it by way of another node");
     let young = bench.row(key(2, 1), 6_900_000, false);
     bench.found(vec![young]);
     assert!(bench.wants().is_empty(), "it may be on its way to its worker");
+}
+
+#[test]
+fn a_return_that_the_store_does_not_take_is_asked_for_again() {
+    let mut bench = Bench::with_worker();
+    bench.claimed(2, &[key(1, 1)]);
+    bench.wants();
+    bench.said(key(1, 1), StepSaid::Returned, None);
+    assert_eq!(bench.wants(), ["return #1"]);
+    let done = Err(store::Error::Unavailable("gone".to_owned()));
+    bench.steps(StepsIn::LetGo { link: LINK, key: key(1, 1), deferred: false, done });
+    bench.wants();
+    bench.now = Timestamp::from_micros(8_000_000);
+    bench.steps(StepsIn::Look);
+    assert_eq!(bench.wants(), ["find"]);
+    let row = bench.row(key(1, 1), 1_000_000, false);
+    bench.found(vec![row]);
+    assert_eq!(bench.wants(), ["ask #1"]);
+}
+
+#[test]
+fn a_node_among_others_looks_for_itself_whatever_they_were_told() {
+    let mut bench = Bench::with_worker();
+    bench.claimed(2, &[]);
+    bench.wants();
+    bench.steps(StepsIn::Look);
+    assert!(bench.wants().is_empty(), "alone, it hears of everything");
+    bench.node.config.shared = true;
+    bench.steps(StepsIn::Look);
+    assert_eq!(bench.wants(), ["claim 2"]);
+}
+
+#[test]
+fn an_instant_that_comes_too_early_by_another_clock_comes_again() {
+    let mut bench = Bench::with_worker();
+    let again = Some(Timestamp::from_micros(3_000_000));
+    let claims = Ok(StepClaims { claims: Vec::new(), again });
+    bench.steps(StepsIn::Claimed { link: LINK, queue: queue(), max: 2, claims });
+    assert!(bench.wants().contains(&"wait until 3000000".to_owned()));
+    bench.now = Timestamp::from_micros(2_999_999);
+    bench.steps(StepsIn::Waiting(queue()));
+    assert!(bench.wants().contains(&"wait until 3000000".to_owned()));
 }
 
 #[test]
@@ -325,7 +367,9 @@ fn one_that_comes_back_goes_on_with_what_is_its_own_and_nothing_else() {
     assert!(bench.wants().is_empty());
     let rows = vec![bench.row(key(1, 1), 0, false), bench.row(key(3, 2), 0, false)];
     bench.found(rows);
-    assert_eq!(bench.wants(), ["return #3", "load", "gone #2", "claim 1"]);
+    assert_eq!(bench.wants(), ["ask #3", "load", "gone #2", "claim 1"]);
+    bench.said(key(3, 2), StepSaid::Returned, None);
+    assert_eq!(bench.wants(), ["return #3"]);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use everstep_core::{Duration, OpId, Payload, QueueKey, RunId, Timestamp};
 
 use crate::{StepKey, StepOffer, StepSaid};
 
+/// Attempts claimed at one time, with their inputs: each is up to 2 MiB. Where there are more, the next claim follows.
+const CLAIM_MAX: usize = 32;
+
 /// Names a step.
 pub(in crate::node) type Place = (RunId, OpId);
 
@@ -196,7 +199,7 @@ impl Work {
         if free == 0 || self.claiming.contains_key(queue) {
             return (0, None);
         }
-        let room = free.min(self.rate.room(now));
+        let room = free.min(self.rate.room(now)).min(CLAIM_MAX);
         if room == 0 {
             let waits = self.waits.get(queue).is_some_and(|at| *at > now);
             let next = (!waits).then(|| self.rate.next(now));
@@ -206,6 +209,11 @@ impl Work {
         self.rate.take(room);
         self.claiming.insert(queue.clone(), room);
         (room, None)
+    }
+
+    /// The instant that the rate made a queue wait for has come.
+    pub(super) fn wait_over(&mut self, queue: &QueueKey) {
+        self.waits.remove(queue);
     }
 
     /// A claim has been answered. True when something has come into the queue since it was made.
