@@ -15,7 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_core::{
-    CommandBody, Duration, EventBody, OpId, Payload, QueueKey, Rejection, Run, RunId, StepEnd, StepTask,
+    CommandBody, Duration, EventBody, OpId, Payload, Failure, QueueKey, Rejection, Run, RunId, StepEnd, StepTask,
     StepTimeout, Timestamp, TraceContext,
 };
 use everstep_dispatch::{Delivery, HintKind, HintQueue, TaskHint};
@@ -334,9 +334,17 @@ impl Node {
 
     /// An end is durable, or refused: the worker may forget it.
     pub(super) fn step_decided(&mut self, job: &StepJob, result: Result<(), Rejection>) {
-        if let StepJob::Finish(finish) = job {
-            self.settled(finish.link, finish.key, Some(result));
-        }
+        let StepJob::Finish(finish) = job else { return };
+        let kind = match &result {
+            Err(Rejection::LimitExceeded { .. }) => "PayloadTooLarge",
+            Err(Rejection::InvalidArgument { .. }) => "InvalidPayload",
+            _ => return self.settled(finish.link, finish.key, Some(result)),
+        };
+        // Its worker has no other end of it. Without one the same attempt would be given out again and again.
+        let problem = result.err().map(|rejection| rejection.to_string()).unwrap_or_default();
+        let end = StepEnd::Failed(Failure::new(kind, problem).non_retryable());
+        let finish = Finish { end, ..(**finish).clone() };
+        self.add_job(finish.key.run_id, Job::of_step(StepJob::Finish(Box::new(finish))));
     }
 
     /// The worker is rid of the attempt, and has room for another.

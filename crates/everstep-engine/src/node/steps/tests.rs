@@ -258,6 +258,26 @@ fn how_far_a_failed_attempt_was_is_kept_before_its_failure() {
 }
 
 #[test]
+fn an_end_that_cannot_be_recorded_is_a_failure_for_good() {
+    let mut bench = Bench::with_worker();
+    bench.claimed(2, &[key(1, 1)]);
+    bench.wants();
+    let details = Payload::json("1".repeat(3 << 20));
+    let failure = everstep_core::Failure { details, ..everstep_core::Failure::new("Broken", "m") };
+    bench.said(key(1, 1), StepSaid::Ended(StepEnd::Failed(failure), Duration::ZERO), None);
+    bench.loads(history("default", 1));
+    bench.step(Input::Loaded { run: run(), after: 3, events: Ok(Vec::new()) });
+    let kind = bench.out.iter().find_map(|output| match output {
+        Output::Append { append, .. } => append.run.events.iter().find_map(|event| match &event.body {
+            EventBody::StepFailed { failure, retry_at: None, .. } => Some(failure.kind.clone()),
+            _ => None,
+        }),
+        _ => None,
+    });
+    assert_eq!(kind.as_deref(), Some("PayloadTooLarge"));
+}
+
+#[test]
 fn a_worker_cannot_end_steps_of_another_namespace() {
     let mut bench = Bench::with_worker();
     bench.wants();
