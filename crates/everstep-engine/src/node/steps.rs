@@ -15,8 +15,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_core::{
-    CommandBody, Duration, EventBody, OpId, Payload, Failure, QueueKey, Rejection, Run, RunId, StepEnd, StepTask,
-    StepTimeout, Timestamp, TraceContext,
+    CommandBody, Duration, EventBody, Failure, OpId, Payload, QueueKey, Rejection, Run, RunId, StepEnd,
+    StepTask, StepTimeout, Timestamp, TraceContext,
 };
 use everstep_dispatch::{Delivery, HintKind, HintQueue, TaskHint};
 use everstep_store::{
