@@ -58,7 +58,9 @@ async fn revoke(
         dispatch(case, false).await?;
     }
     case.wait_moved(30, LONG).await?;
-    ensure!(logs(case)?.to_lowercase().contains(reason), "the logs do not say {reason:?}");
+    // What comes in may fail first, and says something else.
+    let said = || Ok(logs(case)?.to_lowercase().contains(reason));
+    pace::wait_for(&format!("the logs say {reason:?}"), LONG, said).await?;
     configure(case, whole, false).await?;
     dispatch(case, true).await?;
     case.count(name, true);
