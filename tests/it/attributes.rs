@@ -75,7 +75,12 @@ async fn runs_are_found_by_what_they_say_and_shown_with_it() -> anyhow::Result<(
             runs.push(start.start(&()).await?.run_id().expect("it has one"));
         }
         runs.reverse();
-        let by = |pick: &[usize]| pick.iter().map(|i| runs[*i]).collect::<Vec<_>>();
+        // Newest first by id; runs that were started in one millisecond come as their ids have it.
+        let by = |pick: &[usize]| {
+            let mut picked = pick.iter().map(|i| runs[*i]).collect::<Vec<_>>();
+            picked.sort_unstable_by(|a, b| b.cmp(a));
+            picked
+        };
         assert_eq!(found(&client, vec![AttributeFilter::eq("customer", "acme")]).await?, by(&[0, 2, 4]));
         assert_eq!(found(&client, vec![AttributeFilter::eq("tags", "small")]).await?, by(&[3, 4]));
         assert_eq!(
