@@ -139,7 +139,7 @@ impl Source {
         } else {
             self.rows.is_empty()
         };
-        if let (true, Some((seq, outbounds))) = (free, self.waiting.pop_first()) {
+        if free && let Some((seq, outbounds)) = self.waiting.pop_first() {
             let start = start(&outbounds);
             let row = Row { start, untold: outbounds.into(), flying: 0, stays: false, deleted: false };
             self.rows.insert(seq, row);
