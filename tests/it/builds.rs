@@ -13,6 +13,7 @@ use everstep_store_postgres::{PostgresStore, migrate};
 use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
 use everstep_tests::servers::{NatsServer, PostgresServer, require};
 
+use crate::nodes::{node_on, until};
 use crate::stores;
 
 async fn number(ctx: &Ctx, name: &str, value: u32) -> Result<u32, WorkflowError> {
@@ -35,20 +36,6 @@ async fn other_order(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
 
 async fn ping(_: Ctx, (): ()) -> Result<u32, WorkflowError> {
     Ok(1)
-}
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
-}
-
-async fn until(run: &RunHandle<u32>, wanted: impl Fn(&EventBody) -> bool) -> anyhow::Result<()> {
-    let mut history = run.history(0, true).await?;
-    while let Some(event) = history.next().await? {
-        if wanted(&event.body) {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("the run ended before")
 }
 
 fn is_parked(body: &EventBody) -> bool {

@@ -16,6 +16,8 @@ use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
 use crate::stores;
 
 mod crash;
+mod descent;
+mod telling;
 
 async fn double(ctx: Ctx, n: u32) -> Result<u32, WorkflowError> {
     Ok(ctx.step("double", move || async move { Ok::<_, StepError>(n * 2) }).await?)
@@ -157,7 +159,7 @@ async fn node_on(store: &Arc<dyn Store>) -> anyhow::Result<(RunningNode, Running
 /// Nobody has anything left to tell anybody.
 async fn quiet(store: &Arc<dyn Store>) -> anyhow::Result<()> {
     let late = tokio::time::Instant::now() + Duration::from_secs(20);
-    while store.count_outbox().await? > 0 {
+    while store.backlog(1).await?.untold > 0 {
         anyhow::ensure!(tokio::time::Instant::now() < late, "the outbox is not empty");
         tokio::task::yield_now().await;
     }
@@ -305,7 +307,9 @@ async fn a_parents_end_reaches_a_child_that_has_gone_through_many_runs() -> anyh
             };
         }
         parent.terminate("enough").await?;
-        until(&client.handle::<()>(last), "RunTerminated").await.with_context(|| (*name).to_owned())?;
+        let last = client.handle::<()>(last);
+        let ended = tokio::time::timeout(Duration::from_secs(20), until(&last, "RunTerminated")).await;
+        ended.with_context(|| format!("{name}: the last run is not told"))??;
         quiet(store).await?;
     }
     Ok(())

@@ -12,12 +12,8 @@ use everstep_store::Store;
 use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
 use tokio::sync::mpsc;
 
+use crate::nodes::node_on;
 use crate::stores;
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    eprintln!("on {}", store.name);
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
-}
 
 async fn events_of(store: &Arc<dyn Store>, run: RunId) -> anyhow::Result<Vec<Event>> {
     Ok(store.read_events(run, 0, 10_000).await?)

@@ -8,9 +8,9 @@ use everstep::client::{CheckVerdict, CheckedHistory, HistoryCheck};
 use everstep::testing::{History, Replayer};
 use everstep::{Client, ClientError, Ctx, RunHandle, StepError, WorkerBuilder, WorkflowError};
 use everstep_core::{DetachReason, Event, EventBody};
-use everstep_dispatch::InProcess;
-use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
+use everstep_tests::cluster::{RunningNode, RunningWorker};
 
+use crate::nodes::node_on;
 use crate::stores;
 
 async fn number(ctx: &Ctx, name: &str, value: u32) -> Result<u32, WorkflowError> {
@@ -40,11 +40,6 @@ async fn order_with_fee(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
 
 async fn ping(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
     number(&ctx, "ping", 1).await
-}
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    eprintln!("on {}", store.name);
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
 }
 
 async fn in_memory() -> anyhow::Result<(RunningNode, Client)> {

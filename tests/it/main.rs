@@ -1,6 +1,7 @@
 //! Integration tests: real servers and workers in this process, real stores beside it.
 
 mod attributes;
+mod bad_inputs;
 mod builds;
 mod children;
 mod cluster;
@@ -12,6 +13,7 @@ mod histories;
 mod kit;
 mod links;
 mod namespaces;
+mod nodes;
 mod operator;
 mod patterns;
 mod postgres;
@@ -24,6 +26,7 @@ mod saga;
 mod steps;
 mod steps_cluster;
 mod stores;
+mod succession_cluster;
 mod updates;
 mod versions;
 mod with_start;

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use everstep::{ClientError, Ctx, QueryError, RunHandle, StepError, WorkflowError};
 use everstep_core::{DetachReason, EventBody};
-use everstep_dispatch::{Dispatch, InProcess};
-use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
-use everstep_store_postgres::{PostgresStore, migrate};
-use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
-use everstep_tests::servers::{NatsServer, PostgresServer, require};
+use everstep_dispatch::InProcess;
+use everstep_store_postgres::migrate;
+use everstep_tests::cluster::{RunningNode, RunningWorker};
+use everstep_tests::servers::{PostgresServer, require};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::nodes::{Pair, node_at, node_on, pair, until};
 use crate::stores;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -48,21 +48,6 @@ async fn adds(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
             n => sum.update(|sum| *sum += n),
         }
     }
-}
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    eprintln!("on {}", store.name);
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
-}
-
-async fn until(run: &RunHandle<u32>, wanted: impl Fn(&EventBody) -> bool) -> anyhow::Result<()> {
-    let mut history = run.history(0, true).await?;
-    while let Some(event) = history.next().await? {
-        if wanted(&event.body) {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("the run ended first")
 }
 
 async fn kinds(run: &RunHandle<u32>) -> anyhow::Result<Vec<String>> {
@@ -411,27 +396,10 @@ async fn asks_across(here: &RunningNode, there: &RunningNode) -> anyhow::Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_node_takes_any_query_and_nats_may_die() -> anyhow::Result<()> {
-    if !require("pg")? || !require("nats")? {
-        return Ok(());
-    }
-    let database = PostgresServer::shared()?.create_database().await?;
-    migrate(&database).await?;
-    let mut nats = NatsServer::start()?;
-    let url = nats.url();
-    let node = async || {
-        let dispatch = NatsDispatch::connect(&url, NatsOptions::default()).await?;
-        node_at(&database, Arc::new(dispatch)).await
-    };
-    let (here, there) = (node().await?, node().await?);
+    let Some(Pair { here, there, mut nats }) = pair().await? else { return Ok(()) };
     asks_across(&here, &there).await?;
     nats.kill_9()?;
-    asks_across(&here, &there).await?;
-    Ok(())
-}
-
-async fn node_at(database: &str, dispatch: Arc<dyn Dispatch>) -> anyhow::Result<RunningNode> {
-    let store = PostgresStore::connect(database, stores::postgres_options()).await?;
-    RunningNode::start(Arc::new(store), dispatch, NodeSettings::default()).await
+    asks_across(&here, &there).await
 }
 
 /// The node that took a question dies with it: another one with a worker takes it again.

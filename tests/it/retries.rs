@@ -7,16 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use everstep::{Ctx, RetryPolicy, RunError, RunHandle, RunId, StepError, WorkflowError};
 use everstep_core::{Event, EventBody, Run, RunStatus, TimerKey};
-use everstep_dispatch::InProcess;
 use everstep_store::Store;
-use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
+use everstep_tests::cluster::{RunningNode, RunningWorker};
 
+use crate::nodes::node_on;
 use crate::stores;
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    eprintln!("on {}", store.name);
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
-}
 
 fn soon(maximum_attempts: u32) -> RetryPolicy {
     RetryPolicy {

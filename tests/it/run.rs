@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use everstep::{Ctx, Either, RetryPolicy, RunError, StepError, WorkflowError, select2};
 use everstep_core::{ConflictPolicy, EventBody, RunStatus};
-use everstep_dispatch::InProcess;
-use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
+use everstep_tests::cluster::RunningWorker;
 
+use crate::nodes::node_on;
 use crate::stores;
 
 async fn add(ctx: Ctx, (a, b): (u32, u32)) -> Result<u32, WorkflowError> {
@@ -21,11 +21,6 @@ async fn approve(ctx: Ctx, wait_ms: u64) -> Result<String, WorkflowError> {
         Either::Left(decision) => Ok(format!("{asked}: {}", decision?)),
         Either::Right(()) => Ok(format!("{asked}: no answer")),
     }
-}
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    eprintln!("on {}", store.name);
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
 }
 
 async fn kinds(run: &everstep::RunHandle<impl serde::de::DeserializeOwned>) -> anyhow::Result<Vec<String>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use everstep::client::{QueueLimits, StepResolution};
+use everstep::client::{QueueLimits, StepResolution, WaitingType};
 use everstep::{
     Ctx, Failure, QueuedDoubt, RetryPolicy, RunError, RunHandle, StepCtx, StepError, StepType, WorkflowError,
     join_all,
@@ -351,6 +351,59 @@ impl Gate {
         self.inside.fetch_sub(1, Ordering::SeqCst);
         Ok(n)
     }
+}
+
+struct Lost;
+
+impl StepType for Lost {
+    const NAME: &'static str = "lost";
+    type Input = u32;
+    type Output = u32;
+}
+
+/// Asks for steps that nobody has, and for one that somebody has.
+async fn lost(ctx: Ctx, n: u32) -> Result<u32, WorkflowError> {
+    let all = (0..n).map(|n| ctx.run::<Lost>(n).task_queue("steps")).collect::<Vec<_>>();
+    ctx.run::<Work>(n).task_queue("steps").await?;
+    let mut sum = 0;
+    for end in join_all(all).await {
+        sum += end?;
+    }
+    Ok(sum)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_says_who_serves_it_and_what_waits_in_vain() -> anyhow::Result<()> {
+    for (store, node) in nodes().await? {
+        let client = node.client()?;
+        let _flows = RunningWorker::start(node.worker().register("lost", lost))?;
+        let steps = node.worker().task_queue("steps").build_id("b7").identity("steps-1").step_slots(3);
+        let steps = RunningWorker::start(steps.register_step::<Work, _, _>(|_, n| async move { Ok(n) }))?;
+        let run = client.workflow::<u32>("lost").start(&2).await?;
+        client.workflow::<u32>("gone").task_queue("steps").start(&()).await?;
+        until(&run, "StepCompleted").await?;
+        let waits = |name: &str, is_step, waiting| WaitingType { name: name.to_owned(), is_step, waiting };
+        let in_vain = [waits("gone", false, 1), waits("lost", true, 2)];
+        let mut queue = client.queue("steps").await?;
+        while queue.types_without_worker != in_vain {
+            tokio::task::yield_now().await;
+            queue = client.queue("steps").await?;
+        }
+        let [worker] = &queue.workers[..] else { panic!("{}: {queue:?}", store.name) };
+        assert_eq!((worker.identity.as_str(), worker.build_id.as_str()), ("steps-1", "b7"));
+        assert_eq!((worker.run_slots, worker.step_slots), (0, 3));
+        let other = client.queue("default").await?;
+        assert_eq!((other.workers.len(), other.workers[0].step_slots), (1, 0), "{}", store.name);
+        assert!(other.workers[0].run_slots > 0 && other.types_without_worker.is_empty());
+        let listed = client.queues(100, "").await?.queues;
+        assert!(listed.iter().all(|queue| queue.workers.is_empty()), "a list does not look for them");
+        steps.stop().await?;
+        while !client.queue("steps").await?.workers.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        run.cancel("").await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use everstep::{Ctx, RunHandle, StepError, WorkflowError, join_all};
+use everstep::{Ctx, RunHandle, StepError, StepType, WorkflowError, join_all};
 use everstep_dispatch::{Dispatch, InProcess};
 use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
 use everstep_faultproxy::Proxy;
@@ -39,6 +39,24 @@ async fn ten(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
     Ok(sum)
 }
 
+struct Other;
+
+impl StepType for Other {
+    const NAME: &'static str = "other";
+    type Input = u32;
+    type Output = u32;
+}
+
+/// As `ten`, with the other step.
+async fn twenty(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
+    let steps = (0..10).map(|n| ctx.run::<Other>(n).task_queue("steps")).collect::<Vec<_>>();
+    let mut sum = 0;
+    for end in join_all(steps).await {
+        sum += end?;
+    }
+    Ok(sum)
+}
+
 async fn sums(run: &RunHandle<u32>) -> anyhow::Result<()> {
     assert_eq!(run.result().await?, 45);
     let completed = kinds(run).await?.iter().filter(|kind| *kind == "StepCompleted").count();
@@ -65,6 +83,44 @@ async fn steps_cross_from_node_to_node_and_nats_may_die() -> anyhow::Result<()> 
         sums(&run).await?;
     }
     Ok(())
+}
+
+/// Two nodes share a queue, and each has code that the other has not. A hint comes to either of them; one that cannot
+/// follow it hands it on, and nobody has to wait for a look of a clock. The sweeps are slow here, so that they would show.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_with_different_code_hand_on_what_is_not_theirs() -> anyhow::Result<()> {
+    if !require("pg")? || !require("nats")? {
+        return Ok(());
+    }
+    let database = database().await?;
+    let nats = NatsServer::start()?;
+    let slow = async || {
+        let store = Arc::new(PostgresStore::connect(&database, postgres_options()).await?);
+        let dispatch = Arc::new(NatsDispatch::connect(&nats.url(), NatsOptions::default()).await?);
+        let settings = NodeSettings { sweep: Some(Duration::from_secs(600)), ..NodeSettings::default() };
+        RunningNode::start(store, dispatch, settings).await
+    };
+    let (here, there) = (slow().await?, slow().await?);
+    let host = |node: &RunningNode| node.worker().task_queue("default").task_queue("steps");
+    let _here = RunningWorker::start(
+        host(&here).register("ten", ten).register_step::<Other, _, _>(|_, n| async move { Ok(n) }),
+    )?;
+    let _there = RunningWorker::start(
+        host(&there).register("twenty", twenty).register_step::<Work, _, _>(|_, n| async move { Ok(n) }),
+    )?;
+    let client = here.client()?;
+    while client.queue("default").await?.workers.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let runs = async {
+        for _ in 0..10 {
+            sums(&client.workflow::<u32>("ten").start(&()).await?).await?;
+            sums(&client.workflow::<u32>("twenty").start(&()).await?).await?;
+        }
+        anyhow::Ok(())
+    };
+    // A hint that is dropped costs ten minutes.
+    tokio::time::timeout(Duration::from_secs(60), runs).await?
 }
 
 /// Nothing tells the nodes of each other but the database: the clock finds what waits.

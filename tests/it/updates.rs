@@ -7,14 +7,11 @@ use std::time::Duration;
 
 use everstep::{ClientError, Ctx, Refused, RunHandle, StepError, UpdateError, WorkflowError};
 use everstep_core::{DetachReason, EventBody};
-use everstep_dispatch::{Dispatch, InProcess};
-use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
-use everstep_store_postgres::{PostgresStore, migrate};
-use everstep_tests::cluster::{NodeSettings, RunningNode, RunningWorker};
-use everstep_tests::servers::{NatsServer, PostgresServer, require};
+use everstep_tests::cluster::{RunningNode, RunningWorker};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::nodes::{Pair, node_on, pair, until};
 use crate::stores;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -53,21 +50,6 @@ async fn cart(ctx: Ctx, (): ()) -> Result<u32, WorkflowError> {
     ctx.step("open", || async { Ok::<_, StepError>(()) }).await?;
     ctx.signal::<()>("stop").await?;
     Ok(total.get())
-}
-
-async fn node_on(store: &stores::TestStore) -> anyhow::Result<RunningNode> {
-    eprintln!("on {}", store.name);
-    RunningNode::start(Arc::clone(&store.store), Arc::new(InProcess::new()), NodeSettings::default()).await
-}
-
-async fn until(run: &RunHandle<u32>, wanted: impl Fn(&EventBody) -> bool) -> anyhow::Result<()> {
-    let mut history = run.history(0, true).await?;
-    while let Some(event) = history.next().await? {
-        if wanted(&event.body) {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("the run ended first")
 }
 
 async fn bodies(run: &RunHandle<u32>) -> anyhow::Result<Vec<EventBody>> {
@@ -385,11 +367,6 @@ async fn a_busy_run_takes_updates() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn node_at(database: &str, dispatch: Arc<dyn Dispatch>) -> anyhow::Result<RunningNode> {
-    let store = PostgresStore::connect(database, stores::postgres_options()).await?;
-    RunningNode::start(Arc::new(store), dispatch, NodeSettings::default()).await
-}
-
 /// Updates at one node for runs whose worker is at the other: held and parked.
 async fn updates_across(here: &RunningNode, there: &RunningNode) -> anyhow::Result<()> {
     for idle in [LONG, AT_ONCE] {
@@ -415,20 +392,8 @@ async fn updates_across(here: &RunningNode, there: &RunningNode) -> anyhow::Resu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_node_takes_any_update_and_nats_may_die() -> anyhow::Result<()> {
-    if !require("pg")? || !require("nats")? {
-        return Ok(());
-    }
-    let database = PostgresServer::shared()?.create_database().await?;
-    migrate(&database).await?;
-    let mut nats = NatsServer::start()?;
-    let url = nats.url();
-    let node = async || {
-        let dispatch = NatsDispatch::connect(&url, NatsOptions::default()).await?;
-        node_at(&database, Arc::new(dispatch)).await
-    };
-    let (here, there) = (node().await?, node().await?);
+    let Some(Pair { here, there, mut nats }) = pair().await? else { return Ok(()) };
     updates_across(&here, &there).await?;
     nats.kill_9()?;
-    updates_across(&here, &there).await?;
-    Ok(())
+    updates_across(&here, &there).await
 }

@@ -158,6 +158,9 @@ async fn a_repeat_after_the_end_starts_nothing_new() -> anyhow::Result<()> {
         assert_eq!(new.result().await?, [3]);
 
         let update = |id: &str| client.workflow::<u32>("cart").workflow_id("c").request_id(id);
+        let ten_seconds = Duration::from_secs(10);
+        let added = update("a").start_with_update::<u32, _>("add", &1, &3, ten_seconds).await?;
+        assert_eq!((added.id(), added.result().await?), ("a", 1));
         assert_eq!(update("a").update_with_start::<u32, _>("add", &1, &3).await?, 1);
         let run = client.latest::<u32>("c");
         assert_eq!(update("b").update_with_start::<u32, _>("add", &2, &3).await?, 3);
@@ -174,6 +177,51 @@ async fn a_repeat_after_the_end_starts_nothing_new() -> anyhow::Result<()> {
         );
         let left = client.latest::<u32>("c").describe().await?;
         assert_ne!(left.run_id, run_id, "a refused update leaves the run that was started");
+    }
+    Ok(())
+}
+
+/// Takes two numbers in each of its runs, until there are three.
+async fn relay(ctx: Ctx, so_far: Vec<u32>) -> Result<Vec<u32>, WorkflowError> {
+    let mut all = so_far;
+    for _ in 0..2 {
+        all.push(ctx.signal::<u32>("add").await?);
+        if all.len() == 3 {
+            return Ok(all);
+        }
+    }
+    Err(ctx.continue_as_new(&all))
+}
+
+/// The run that took the signals has gone on as another one: a repeat finds the chain, and no number is there twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_after_the_run_went_on_is_heard_once() -> anyhow::Result<()> {
+    for store in stores::all().await? {
+        let node = node_on(&store).await?;
+        let client = node.client()?;
+        let _worker = RunningWorker::start(node.worker().register("relay", relay))?;
+        let send = async |id: &str, value: u32| {
+            let start = client.workflow::<Vec<u32>>("relay").workflow_id("r").request_id(id);
+            start.signal_with_start("add", &value, &Vec::<u32>::new()).await
+        };
+        let first = send("a", 1).await?;
+        send("b", 2).await?;
+        let mut history = first.history(0, true).await?;
+        while let Some(event) = history.next().await? {
+            if event.body.successor().is_some() {
+                break;
+            }
+        }
+        let next = client.latest::<Vec<u32>>("r").describe().await?.run_id;
+        assert_ne!(Some(next), first.run_id(), "the run has gone on");
+        for (id, value) in [("a", 1), ("b", 2), ("a", 1)] {
+            send(id, value).await?;
+        }
+        send("c", 3).await?;
+        assert_eq!(first.result().await?, [1, 2, 3]);
+        let signals = bodies(&client, next).await?;
+        let signals = signals.iter().filter(|body| matches!(body, EventBody::SignalReceived { .. }));
+        assert_eq!(signals.count(), 1, "only what is new");
     }
     Ok(())
 }

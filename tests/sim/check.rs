@@ -1,18 +1,24 @@
 //! What must hold of one run, told from its events and the tables beside them, event by event.
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use everstep_core::{
-    BlockKind, Doubt, DoubtPolicy, Event, EventBody, OpId, Payload, Resolution, Run, RunId, Seq, TimerKey,
-    TimerKind, Timestamp,
+    Actor, Attribute, BlockKind, Doubt, DoubtPolicy, Event, EventBody, OpId, Payload, Resolution, Run, RunId,
+    Seq, TimerKey, TimerKind, Timestamp,
 };
 use everstep_store::RunTables;
-use everstep_tests::program::{Build, Code, Op, Outcome, Program};
+use everstep_tests::program::{
+    Build, Code, Course, Op, Outcome, Prediction, Program, QueuedStep, UPSERTED, Wish, update_answer,
+};
 
 use crate::client::Client;
 use crate::model::{self, Model, Waits};
 use crate::worker;
+
+/// Kind of the failure of an attempt whose worker is gone.
+pub(crate) const WORKER_LOST: &str = "WorkerLost";
 
 /// What workers did for a run: what they reported is what may be recorded.
 #[derive(Debug, Default)]
@@ -29,13 +35,25 @@ pub(crate) struct Done {
 pub(crate) struct Watched {
     pub(crate) run: Run,
     program: Arc<Program>,
+    prediction: OnceCell<Prediction>,
     /// Steps that have ended, by the number in their names.
     pub(crate) ended: BTreeMap<OpId, String>,
+    queued: BTreeMap<OpId, QueuedState>,
     signals: Vec<String>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) blocked: Option<BlockKind>,
     /// The event of the last claim: whoever made it is sent all before that at once.
     pub(crate) attached_at: Seq,
+}
+
+/// A queued step, as its events have told it so far.
+#[derive(Debug)]
+struct QueuedState {
+    queued: QueuedStep,
+    /// Attempts that have ended.
+    ends: BTreeSet<u32>,
+    /// Those of them that count.
+    failures: u32,
 }
 
 /// What an event is held against.
@@ -52,7 +70,9 @@ impl Watched {
         Ok(Self {
             run,
             program,
+            prediction: OnceCell::new(),
             ended: BTreeMap::new(),
+            queued: BTreeMap::new(),
             signals: Vec::new(),
             outcome: None,
             blocked: None,
@@ -81,6 +101,7 @@ impl Watched {
         // Gap-free, one start, epochs rise by claims, the end is last: the fold refuses all else.
         self.run.apply(event).map_err(|e| e.to_string())?;
         self.outcome = model::ended(&event.body);
+        self.note_queued(event)?;
         match &event.body {
             EventBody::StepCompleted { step, name, result, .. } => {
                 reported(facts, *step, result)?;
@@ -125,6 +146,48 @@ impl Watched {
         }
     }
 
+    /// An attempt ends once, and no more fail than may.
+    fn note_queued(&mut self, event: &Event) -> Result<(), String> {
+        let (step, attempt, counts) = match &event.body {
+            EventBody::StepScheduled(scheduled) => {
+                let queued = serde_json::from_slice(&scheduled.input.data).map_err(|e| e.to_string())?;
+                let state = QueuedState { queued, ends: BTreeSet::new(), failures: 0 };
+                let twice = self.queued.insert(scheduled.step, state).is_some();
+                return if twice { Err(format!("{} was scheduled twice", scheduled.step)) } else { Ok(()) };
+            }
+            EventBody::StepCompleted { step, attempt, .. } => (*step, *attempt, false),
+            EventBody::StepFailed { step, attempt, failure, .. } => {
+                let lost = event.actor == Actor::System && failure.kind == WORKER_LOST;
+                (*step, *attempt, !lost)
+            }
+            EventBody::StepResolved(said) => (said.step, said.attempt, false),
+            _ => return Ok(()),
+        };
+        let Some(state) = self.queued.get_mut(&step) else { return Ok(()) };
+        if !state.ends.insert(attempt) {
+            return Err(format!("attempt {attempt} of {step} ended twice"));
+        }
+        state.failures += u32::from(counts);
+        match state.queued.course {
+            Course::Exhausted { attempts } if state.failures > attempts => {
+                Err(format!("{} attempts of {step} have failed, and there are {attempts}", state.failures))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the code answers to an update.
+    pub(crate) fn update_answer(&self, id: &str) -> Payload {
+        let planned = self.prediction().updates.iter().find(|planned| planned.id == id);
+        let answer = planned.map_or_else(|| update_answer(id, None), |planned| planned.answer.clone());
+        Payload::json(serde_json::Value::from(answer).to_string())
+    }
+
+    /// The updates that its program waits for.
+    pub(crate) fn planned_updates(&self) -> Vec<String> {
+        self.prediction().updates.iter().map(|planned| planned.id.clone()).collect()
+    }
+
     fn end_step(&mut self, step: OpId, name: &str) -> Result<(), String> {
         match self.ended.insert(step, number_of(name).to_owned()) {
             None => Ok(()),
@@ -141,13 +204,22 @@ impl Watched {
         }
     }
 
-    /// How its program says that it ends.
-    pub(crate) fn predicted(&self) -> Outcome {
-        self.program.predict().outcome
+    /// What its program says of itself.
+    fn prediction(&self) -> &Prediction {
+        self.prediction.get_or_init(|| self.program.predict())
     }
 
-    /// Whether the step of this name ends in a final failure.
-    pub(crate) fn is_refused(&self, name: &str) -> bool {
+    /// How its program says that it ends.
+    pub(crate) fn predicted(&self) -> Outcome {
+        self.prediction().outcome.clone()
+    }
+
+    /// Whether the step in doubt ends in a final failure.
+    pub(crate) fn is_refused(&self, doubt: &Doubt) -> bool {
+        if let Some(state) = self.queued.get(&doubt.step) {
+            return state.queued.step.refused;
+        }
+        let name = doubt.name.as_str();
         fn refused(program: &Program, ops: &[Op], name: &str) -> bool {
             ops.iter().any(|op| match op {
                 Op::Guarded { step, .. } => step.refused && program.step_name(step, Build::A) == name,
@@ -202,7 +274,11 @@ impl Watched {
                 }
                 Waits::Timer(id) => timer(TimerKey::timer(*id)),
                 Waits::Signal(name) => !model.has_signal(name),
-                Waits::Child(id) => self.run.child(*id).is_some_and(|child| !child.closed),
+                Waits::Child(id) | Waits::Start(id) => self.run.child(*id).is_some_and(|child| !child.closed),
+                Waits::Queued(id) => row.steps.iter().any(|step| step.step == *id),
+                Waits::External(id) => is_requested(history, *id),
+                // Somebody asks for it, sooner or later.
+                Waits::Update(id) => !model.has_updated(id),
             };
             // A retry whose instant has come woke the run, and is gone.
             if !comes && row.task.is_none() {
@@ -243,7 +319,60 @@ impl Watched {
                 return Err(format!("step {} ended with attempt {attempt:?}", planned.nonce));
             }
         }
+        self.check_queued(prediction)?;
+        self.check_updates(prediction, history)?;
+        let said = self.run.notes().attributes.get(UPSERTED);
+        if let (Wish::Nothing, Some(n)) = (self.program.wish, prediction.upserts.last())
+            && said != Some(&Attribute::Int(*n))
+        {
+            return Err(format!("it said {n} of itself last, and shows {said:?}"));
+        }
         self.check_signals(client)
+    }
+
+    fn check_queued(&self, prediction: &Prediction) -> Result<(), String> {
+        for planned in &prediction.queued {
+            let nonce = &planned.queued.step.nonce;
+            let found: Vec<_> =
+                self.queued.iter().filter(|(_, state)| state.queued.step.nonce == *nonce).collect();
+            let ended = found.iter().filter(|(id, _)| self.ended.contains_key(id)).count();
+            if found.len() > 1 || (planned.required && ended != 1) {
+                return Err(format!(
+                    "queued step {nonce} was scheduled {} times, and ended {ended}",
+                    found.len()
+                ));
+            }
+            let last = found.first().and_then(|(_, state)| state.ends.last().copied());
+            let attempts_min = planned.queued.attempts_min();
+            if planned.required && last.is_none_or(|last| last < attempts_min) {
+                return Err(format!("queued step {nonce} ended with attempt {last:?}, not {attempts_min}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_updates(&self, prediction: &Prediction, history: &[Event]) -> Result<(), String> {
+        for planned in &prediction.updates {
+            let count = |is: fn(&EventBody) -> Option<&String>| {
+                history.iter().filter(|event| is(&event.body) == Some(&planned.id)).count()
+            };
+            let accepted = count(|body| match body {
+                EventBody::UpdateAccepted { update_id, .. } => Some(update_id),
+                _ => None,
+            });
+            let answered = count(|body| match body {
+                EventBody::UpdateCompleted { update_id, .. } => Some(update_id),
+                _ => None,
+            });
+            let once = (accepted, answered) == (1, 1);
+            if accepted > 1 || answered > accepted || (planned.required && !once) {
+                let id = &planned.id;
+                return Err(format!(
+                    "update {id} was accepted {accepted} times, and answered {answered} times"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What is there was sent, in the order in which it was sent.
@@ -276,6 +405,22 @@ impl Watched {
 /// The number in the name of a step, which is also the end of its nonce.
 fn number_of(name: &str) -> &str {
     name.rsplit('-').next().unwrap_or(name)
+}
+
+/// A request to another run has no answer yet.
+fn is_requested(history: &[Event], id: OpId) -> bool {
+    let count = |is: fn(&EventBody) -> Option<OpId>| {
+        history.iter().filter(|event| is(&event.body) == Some(id)).count()
+    };
+    let requested = count(|body| match body {
+        EventBody::ExternalRequested(requested) => Some(requested.op),
+        _ => None,
+    });
+    let resolved = count(|body| match body {
+        EventBody::ExternalResolved { op, .. } => Some(*op),
+        _ => None,
+    });
+    (requested, resolved) == (1, 0)
 }
 
 /// What is recorded as a step's result was its result.

@@ -37,10 +37,25 @@ impl World {
             }
             let stopped = scheduled.on_parent_close == ParentClose::Terminate && closed.is_none();
             self.check_child(scheduled.run_id, closed.as_ref(), stopped);
+            self.check_told_child(parent, scheduled.run_id);
             if !runs.insert(scheduled.run_id) {
                 self.fail(&format!("run {} is the child of two", scheduled.run_id));
             }
             self.totals.children += 1;
+        }
+    }
+
+    /// What a parent tells its child arrives in the order in which it was asked for, and nobody else tells it anything.
+    fn check_told_child(&self, parent: RunId, child: RunId) {
+        let history = self.store.truth().read_events_sync(child, 0, usize::MAX);
+        let told = history.iter().filter_map(|event| match &event.body {
+            EventBody::SignalReceived { signal_id, .. } => Some(signal_id),
+            _ => None,
+        });
+        let prefix = format!("{parent}/");
+        let ops: Option<Vec<u32>> = told.map(|id| id.strip_prefix(&prefix)?.parse().ok()).collect();
+        if !ops.as_ref().is_some_and(|ops| ops.is_sorted_by(|a, b| a < b)) {
+            self.fail(&format!("child {child} was told {ops:?} by {parent}"));
         }
     }
 

@@ -9,7 +9,7 @@ use everstep_core::{
     RunId, StartRun, TraceContext,
 };
 use everstep_engine::{Error, Started};
-use everstep_tests::program::{End, PlannedSignal, Prediction, Profile, Program, Source, Wish};
+use everstep_tests::program::{End, PlannedSignal, PlannedUpdate, Prediction, Program, Source, Wish};
 use uuid::Uuid;
 
 /// One client and the run it cares for.
@@ -32,10 +32,16 @@ pub(crate) struct Client {
 }
 
 /// What a client knows until it dies.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Memory {
     run: Option<RunId>,
+    /// Which run of the chain that is.
+    part: usize,
     signals: usize,
+    /// Updates that were carried out, or came too late.
+    updates: BTreeSet<String>,
+    /// It asks for an update next, if there is one left.
+    updates_next: bool,
     wished: bool,
 }
 
@@ -44,12 +50,12 @@ struct Memory {
 pub(crate) enum Ask {
     Start(Box<StartRun>),
     Command { run: RunId, id: CommandId, body: CommandBody },
+    Update { run: RunId, id: String },
     Nothing,
 }
 
 impl Client {
-    pub(crate) fn new(namespace: &'static str, number: usize, program_seed: u64, wish_after: u64) -> Self {
-        let source = Source { seed: program_seed, profile: Profile::Sim, generation: 0 };
+    pub(crate) fn new(namespace: &'static str, number: usize, source: Source, wish_after: u64) -> Self {
         let program = Arc::new(source.program());
         let goes_on =
             |last: &Arc<Program>| (last.end == End::Continue).then(|| Arc::new(last.source.next().program()));
@@ -81,10 +87,64 @@ impl Client {
             Wish::Terminate if wishes => return command(2_000, CommandBody::Terminate { reason }),
             Wish::Nothing | Wish::Cancel | Wish::Terminate => {}
         }
-        let Some(signal) = self.signals.get(self.memory.signals) else { return Ask::Nothing };
+        let signal = self.signals.get(self.memory.signals);
+        if let Some(update) = self.next_update().filter(|_| self.memory.updates_next || signal.is_none()) {
+            return Ask::Update { run, id: update.id.clone() };
+        }
+        let Some(signal) = signal else { return Ask::Nothing };
         let input = Payload::json(serde_json::Value::from(signal.id.clone()).to_string());
         let (name, signal_id) = (signal.name.clone(), signal.id.clone());
         command(self.memory.signals, CommandBody::Signal { name, signal_id, input })
+    }
+
+    /// The next update that the program of the present run waits for.
+    fn next_update(&self) -> Option<&PlannedUpdate> {
+        let (_, prediction) = self.parts.get(self.memory.part)?;
+        prediction.updates.iter().find(|planned| !self.memory.updates.contains(&planned.id))
+    }
+
+    /// What it asks next is best asked in the middle of something: that the run ends, or what has to be carried from
+    /// one run to the next.
+    pub(crate) fn is_eager(&self) -> bool {
+        let goes_on =
+            self.parts.get(self.memory.part).is_some_and(|(program, _)| program.end == End::Continue);
+        match self.ask() {
+            Ask::Command { body: CommandBody::Cancel { .. } | CommandBody::Terminate { .. }, .. } => true,
+            Ask::Command { .. } => goes_on,
+            Ask::Start(_) | Ask::Update { .. } | Ask::Nothing => false,
+        }
+    }
+
+    /// It asks for one thing, and then for the other.
+    pub(crate) fn take_turns(&mut self) {
+        self.memory.updates_next = !self.memory.updates_next;
+    }
+
+    /// The run that it knows of.
+    pub(crate) fn present_run(&self) -> Option<RunId> {
+        self.memory.run
+    }
+
+    /// Its workflow goes on in this run.
+    pub(crate) fn goes_on_in(&mut self, next: RunId) {
+        self.memory.run = Some(next);
+        self.memory.part += 1;
+    }
+
+    /// Whether it is this client that asks for the update.
+    pub(crate) fn plans(&self, update_id: &str) -> bool {
+        self.parts.iter().any(|(_, p)| p.updates.iter().any(|planned| planned.id == update_id))
+    }
+
+    /// An update that it plans was accepted, or comes too late.
+    pub(crate) fn updated(&mut self, update_id: &str, too_late: bool) -> Result<(), String> {
+        let mut planned = self.parts.iter().flat_map(|(_, p)| &p.updates);
+        let required = planned.any(|planned| planned.id == update_id && planned.required);
+        if too_late && required {
+            return Err(format!("the run has ended, and update {update_id} was not accepted yet"));
+        }
+        self.memory.updates.insert(update_id.to_owned());
+        Ok(())
     }
 
     fn start(&self) -> StartRun {
@@ -110,7 +170,10 @@ impl Client {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.ask(), Ask::Nothing)
+        // What a later run of the chain waits for is asked for when there is that run.
+        let later = self.parts.iter().skip(self.memory.part + 1);
+        let waits = later.flat_map(|(_, p)| &p.updates).next().is_some();
+        matches!(self.ask(), Ask::Nothing) && !waits
     }
 
     /// The process ends, and another begins with the same request ids.
@@ -136,7 +199,9 @@ impl Client {
                     return Err(format!("one request id, two runs: {before} and {}", started.run_id));
                 }
                 self.run = Some(started.run_id);
-                self.memory.run = self.run;
+                if self.memory.run.is_none() {
+                    self.memory.run = self.run;
+                }
                 Ok(())
             }
             Err(error) => retryable(&error),
@@ -144,12 +209,18 @@ impl Client {
     }
 
     /// The answer to what was asked. What is acknowledged stands in `log` at once.
-    pub(crate) fn answered(&mut self, asked: &CommandBody, result: Result<(), Error>) -> Result<(), String> {
+    pub(crate) fn answered(
+        &mut self,
+        (run, asked): (RunId, &CommandBody),
+        result: Result<(), Error>,
+    ) -> Result<(), String> {
         let closed = match result {
             Ok(()) => false,
             // It has gone on in another run, which the same request is for.
             Err(Error::Rejected(Rejection::RunClosed { successor: Some(next), .. })) => {
-                self.memory.run = Some(next);
+                if self.memory.run == Some(run) {
+                    self.goes_on_in(next);
+                }
                 return Ok(());
             }
             // It may end before the request reaches it: a cancel or terminate then has nothing to do.

@@ -5,20 +5,25 @@
 //! the others follow the SDK's rules, but share no code with it. The check of the history against the code is
 //! the core's own.
 
-use std::collections::{BTreeMap, VecDeque};
+mod commands;
+mod updates;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::Location;
 use std::sync::Arc;
 
 use everstep_core::replay::{OpKind, Replay};
 use everstep_core::{
-    BlockKind, Blocked, ChildOutcome, ChildScheduled, CommitCommand, Continuation, DoubtPolicy, Duration,
-    Event, EventBody, Failure, OpId, ParentClose, Payload, Resolution, RetryPolicy, ReusePolicy, RunId, Seq,
-    TimerKind, Timestamp, UpdateOutcome,
+    BlockKind, Blocked, CommitCommand, Continuation, DoubtPolicy, Duration, Event, EventBody, Failure, OpId,
+    Payload, Resolution, RetryPolicy, Seq, TimerKind, Timestamp,
 };
 use everstep_tests::program::{
-    self, Build, Doubt, End, IN_DOUBT, Op, POISON, Program, Source, Step, UNCAUGHT, Wish, failure_line,
-    signal_line, sleep_line, step_line, version_line, won_line,
+    self, Build, Doubt, End, IN_DOUBT, Op, POISON, Program, Step, UNCAUGHT, Wish, failure_line, signal_line,
+    sleep_line, step_line, update_line, version_line, won_line,
 };
+
+use commands::{CommandOp, Telling};
+use updates::Updates;
 
 /// An attempt that the workflow wants.
 #[derive(Clone, Debug)]
@@ -55,22 +60,17 @@ pub(crate) enum Waits {
     Timer(OpId),
     Signal(String),
     Child(OpId),
+    /// A child's start, which is told.
+    Start(OpId),
+    Queued(OpId),
+    External(OpId),
+    Update(String),
 }
 
 enum Operation {
     Step(StepOp),
     Timer(TimerOp),
-    Child(Box<ChildOp>),
-}
-
-struct ChildOp {
-    nonce: String,
-    wanted: ChildScheduled,
-    /// The activation in which it was built; `None` once nobody ever wanted it.
-    built: Option<u64>,
-    dropped: bool,
-    known: bool,
-    line: Option<String>,
+    Command(Box<CommandOp>),
 }
 
 struct StepOp {
@@ -108,7 +108,13 @@ struct Sequence {
 enum Part {
     Step(OpId),
     Sleep(OpId, String),
-    Child(OpId),
+    Child(OpId, String),
+    Queued(OpId),
+    Tell(Box<Telling>),
+    Nobody(OpId, String),
+    Update(String),
+    /// Nothing to wait for, and nothing to show.
+    Said,
     Signal(String),
     Parallel(Vec<(Sequence, bool)>),
     Race(Vec<Sequence>),
@@ -136,6 +142,8 @@ struct Core {
     cancel_requested: bool,
     activation: u64,
     versions: Versions,
+    /// Updates that were carried out, by id.
+    updated: BTreeSet<String>,
 }
 
 /// What a history says about versions, and what was chosen since.
@@ -154,8 +162,7 @@ pub(crate) struct Model {
     /// Ops of the top level that are done.
     done: usize,
     finish: Option<CommitCommand>,
-    /// Updates without a recorded answer, and whether that is on its way. Each is answered at once, with its input.
-    updates: BTreeMap<Seq, (Payload, bool)>,
+    updates: Updates,
     obstacle: Option<Obstacle>,
 }
 
@@ -182,8 +189,9 @@ impl Model {
             cancel_requested: false,
             activation: 0,
             versions: Versions::of(history),
+            updated: BTreeSet::new(),
         };
-        Self { core, body, done: 0, finish: None, updates: BTreeMap::new(), obstacle: None }
+        Self { core, body, done: 0, finish: None, updates: Updates::default(), obstacle: None }
     }
 
     /// The workflow waits for something that only a later event brings.
@@ -209,7 +217,8 @@ impl Model {
             Ok(()) => {
                 self.core.activation += 1;
                 self.core.note(event);
-                self.note_update(event);
+                self.core.note_command(&event.body);
+                self.updates.note(event, self.body.is_some());
                 self.poll()
             }
         };
@@ -217,20 +226,21 @@ impl Model {
         applied
     }
 
-    /// Code that has ended takes nothing on.
-    fn note_update(&mut self, event: &Event) {
-        match &event.body {
-            EventBody::UpdateAccepted { input, .. } if self.body.is_some() => {
-                self.updates.insert(event.seq, (input.clone(), false));
+    /// The body first, then what updates do, for as long as one may wait for the other.
+    fn poll(&mut self) -> Result<(), Obstacle> {
+        loop {
+            self.poll_body()?;
+            if self.body.is_none() {
+                self.updates.drop_all(&mut self.core);
+                return Ok(());
             }
-            EventBody::UpdateCompleted { accepted, .. } => {
-                self.updates.remove(accepted);
+            if !self.updates.poll(&mut self.core) {
+                return Ok(());
             }
-            _ => {}
         }
     }
 
-    fn poll(&mut self) -> Result<(), Obstacle> {
+    fn poll_body(&mut self) -> Result<(), Obstacle> {
         let Some(mut body) = self.body.take() else { return Ok(()) };
         let program = Arc::clone(&self.core.program);
         loop {
@@ -279,11 +289,7 @@ impl Model {
         let marks = std::mem::take(&mut self.core.versions.fresh);
         let mut work: Vec<Work> = marks.into_iter().map(Work::Command).collect();
         work.extend(fresh.into_iter().filter_map(|id| work_of(id, &mut operations[id.0 as usize - 1])));
-        for (&accepted, (input, taken)) in self.updates.iter_mut().filter(|(_, (_, taken))| !taken) {
-            *taken = true;
-            let outcome = UpdateOutcome::Completed(input.clone());
-            work.push(Work::Command(CommitCommand::CompleteUpdate { accepted, outcome }));
-        }
+        work.extend(self.updates.take_answers());
         // What is left over is told as of the last event that was applied, which may be one after the end.
         let unconsumed = self.core.unconsumed();
         work.extend(self.finish.take().map(|end| Work::Finish(leaving(end, unconsumed))));
@@ -296,7 +302,21 @@ impl Model {
         if let Some(body) = &self.body {
             waits_of(body, &mut all);
         }
+        all.extend(self.updates.waits());
+        // Of what is awaited together, some may have ended.
+        all.retain(|waits| !matches!(waits, Waits::External(op) if self.core.has_ended(*op)));
         all
+    }
+
+    /// Others carry something out for the code, and its end comes from them.
+    pub(crate) fn awaits_others(&self) -> bool {
+        let awaited = |op: &Operation| matches!(op, Operation::Command(op) if op.is_awaited());
+        !self.updates.is_empty() || self.core.operations.iter().any(awaited)
+    }
+
+    /// Whether an update was carried out.
+    pub(crate) fn has_updated(&self, id: &str) -> bool {
+        self.core.updated.contains(id)
     }
 
     /// A guarded attempt is recorded as begun, and nobody says how it stands.
@@ -359,7 +379,6 @@ impl Core {
                 }
                 self.fresh.push(*step);
             }
-            EventBody::ChildScheduled(_) | EventBody::ChildClosed(_) => self.note_child(&event.body),
             EventBody::TimerStarted { timer, .. } => self.timer(*timer, |op| op.started = true),
             EventBody::TimerFired { timer } if timer.kind == TimerKind::Timer => {
                 self.timer(OpId(timer.id), |op| op.fired = true);
@@ -380,32 +399,9 @@ impl Core {
         }
     }
 
-    fn note_child(&mut self, body: &EventBody) {
-        match body {
-            EventBody::ChildScheduled(scheduled) => {
-                if let Some(op) = self.child(scheduled.child) {
-                    op.known = true;
-                }
-            }
-            EventBody::ChildClosed(closed) => {
-                if let Some(op) = self.child(closed.child) {
-                    op.line = Some(child_line_of(&op.nonce, &closed.outcome));
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn step(&mut self, id: OpId) -> Option<&mut StepOp> {
         match self.operations.get_mut((id.0 as usize).checked_sub(1)?) {
             Some(Operation::Step(step)) => Some(step),
-            _ => None,
-        }
-    }
-
-    fn child(&mut self, id: OpId) -> Option<&mut ChildOp> {
-        match self.operations.get_mut((id.0 as usize).checked_sub(1)?) {
-            Some(Operation::Child(child)) => Some(child),
             _ => None,
         }
     }
@@ -475,7 +471,17 @@ impl Core {
                 self.fresh.push(id);
                 Part::Sleep(id, nonce)
             }
-            Op::Child { nonce, source, abandoned } => Part::Child(self.begin_child(nonce, source, abandoned)),
+            Op::Child { nonce, source, abandoned } => {
+                Part::Child(self.begin_child((source, ""), abandoned, false), nonce)
+            }
+            Op::Queued(queued) => Part::Queued(self.begin_queued(&queued)),
+            Op::Tell(tell) => Part::Tell(Box::new(self.begin_tell(tell))),
+            Op::TellNobody { nonce } => Part::Nobody(self.begin_nobody(&nonce), nonce),
+            Op::Update { id, .. } => Part::Update(id),
+            Op::Upsert { n } => {
+                self.begin_upsert(n);
+                Part::Said
+            }
             Op::Signal { name, .. } => Part::Signal(name),
             Op::Parallel(branches) => {
                 Part::Parallel(branches.into_iter().map(|ops| (Sequence::new(ops), false)).collect())
@@ -483,29 +489,6 @@ impl Core {
             Op::Race(arms) => Part::Race(arms.into_iter().map(Sequence::new).collect()),
             Op::Never => Part::Never,
         }
-    }
-
-    fn begin_child(&mut self, nonce: String, source: Source, abandoned: bool) -> OpId {
-        let kind = OpKind::Child(program::WORKFLOW_TYPE.to_owned());
-        let child = self.replay.build(kind, Location::caller());
-        let wanted = ChildScheduled {
-            child,
-            run_id: RunId::from_uuid(uuid::Uuid::nil()),
-            workflow_type: program::WORKFLOW_TYPE.to_owned(),
-            workflow_id: String::new(),
-            task_queue: String::new(),
-            input: Payload::json(serde_json::to_vec(&source).unwrap_or_default()),
-            run_timeout: None,
-            retry: None,
-            reuse: ReusePolicy::default(),
-            on_parent_close: if abandoned { ParentClose::Abandon } else { ParentClose::Terminate },
-            report_start: false,
-        };
-        let built = Some(self.activation);
-        let op = ChildOp { nonce, wanted, built, dropped: false, known: false, line: None };
-        self.operations.push(Operation::Child(Box::new(op)));
-        self.fresh.push(child);
-        child
     }
 
     fn begin_step(&mut self, step: Step, guard: Option<Doubt>) -> OpId {
@@ -551,10 +534,12 @@ impl Core {
                 Some(vec![version_line(1), line])
             }
             Part::Unchanged => Some(vec![version_line(0)]),
-            Part::Child(id) => {
-                let line = self.child(*id)?.line.clone()?;
-                Some(vec![line])
-            }
+            Part::Child(id, nonce) => Some(vec![self.child_line(*id, nonce)?]),
+            Part::Queued(id) => Some(vec![self.queued_line(*id)?]),
+            Part::Tell(telling) => self.poll_tell(telling),
+            Part::Nobody(id, nonce) => Some(self.untold_line(*id, nonce)?.into_iter().collect()),
+            Part::Update(id) => self.updated.contains(id).then(|| vec![update_line(id)]),
+            Part::Said => Some(Vec::new()),
             Part::Sleep(id, nonce) => match &self.operations[id.0 as usize - 1] {
                 Operation::Timer(timer) if timer.fired => Some(vec![sleep_line(nonce)]),
                 _ => None,
@@ -585,24 +570,19 @@ impl Core {
     /// Nobody waits for what the sequence holds any more.
     fn drop_sequence(&mut self, sequence: &Sequence) {
         match &sequence.current {
-            Some(Part::Step(id) | Part::Version(id)) => {
-                if let Some(step) = self.step(*id) {
-                    step.dropped = true;
-                }
-            }
-            Some(Part::Child(id)) => {
-                let activation = self.activation;
-                if let Some(child) = self.child(*id) {
-                    child.dropped = true;
-                    if child.built == Some(activation) {
-                        child.built = None;
-                    }
-                }
-            }
+            Some(Part::Step(id) | Part::Version(id)) => self.drop_step(*id),
+            Some(Part::Child(id, _) | Part::Queued(id) | Part::Nobody(id, _)) => self.drop_command(*id),
+            Some(Part::Tell(telling)) => telling.ops().for_each(|id| self.drop_command(id)),
             Some(Part::Sleep(id, _)) => self.drop_timer(*id),
             Some(Part::Parallel(branches)) => branches.iter().for_each(|(b, _)| self.drop_sequence(b)),
             Some(Part::Race(arms)) => arms.iter().for_each(|arm| self.drop_sequence(arm)),
-            Some(Part::Signal(_) | Part::Unchanged | Part::Never) | None => {}
+            Some(Part::Signal(_) | Part::Update(_) | Part::Said | Part::Unchanged | Part::Never) | None => {}
+        }
+    }
+
+    fn drop_step(&mut self, id: OpId) {
+        if let Some(step) = self.step(id) {
+            step.dropped = true;
         }
     }
 
@@ -644,31 +624,16 @@ impl Versions {
                 EventBody::TimerFired { timer } => timer.id,
                 EventBody::ChildScheduled(scheduled) => scheduled.child.0,
                 EventBody::ChildClosed(closed) => closed.child.0,
+                EventBody::ChildStarted { child, .. } => child.0,
+                EventBody::StepScheduled(scheduled) => scheduled.step.0,
+                EventBody::StepCancelRequested { step } => step.0,
+                EventBody::ExternalRequested(requested) => requested.op.0,
+                EventBody::ExternalResolved { op, .. } | EventBody::AttributesUpserted { op, .. } => op.0,
                 _ => 0,
             };
             versions.last = versions.last.max(op);
         }
         versions
-    }
-}
-
-fn child_line_of(nonce: &str, outcome: &ChildOutcome) -> String {
-    match outcome {
-        ChildOutcome::Completed(result) => {
-            let output: Vec<String> = serde_json::from_slice(&result.data).unwrap_or_default();
-            program::child_line(nonce, &output)
-        }
-        ChildOutcome::Ended { failure, .. } | ChildOutcome::NotStarted(failure) => {
-            program::no_child_line(nonce, &failure.kind)
-        }
-    }
-}
-
-fn policy_of(doubt: Doubt) -> DoubtPolicy {
-    match doubt {
-        Doubt::Retry => DoubtPolicy::Retry,
-        Doubt::Fail => DoubtPolicy::Fail,
-        Doubt::AskHuman => DoubtPolicy::AskHuman,
     }
 }
 
@@ -705,16 +670,10 @@ fn work_of(id: OpId, operation: &mut Operation) -> Option<Work> {
                 name: op.name.clone(),
                 attempt: op.recorded + 1,
                 not_before: op.retry_at,
-                guard: op.guard.map(policy_of),
+                guard: op.guard.map(Doubt::policy),
             }))
         }
-        Operation::Child(op) => {
-            op.built?;
-            if op.dropped || std::mem::replace(&mut op.known, true) {
-                return None;
-            }
-            Some(Work::Command(CommitCommand::StartChild(Box::new(op.wanted.clone()))))
-        }
+        Operation::Command(op) => op.next().map(Work::Command),
         Operation::Timer(op) => {
             op.built?;
             if op.canceled {
@@ -738,13 +697,17 @@ fn waits_of(sequence: &Sequence, all: &mut Vec<Waits>) {
     match &sequence.current {
         Some(Part::Step(id) | Part::Version(id)) => all.push(Waits::Step(*id)),
         Some(Part::Sleep(id, _)) => all.push(Waits::Timer(*id)),
-        Some(Part::Child(id)) => all.push(Waits::Child(*id)),
+        Some(Part::Child(id, _)) => all.push(Waits::Child(*id)),
+        Some(Part::Queued(id)) => all.push(Waits::Queued(*id)),
+        Some(Part::Tell(telling)) => all.extend(telling.waits()),
+        Some(Part::Nobody(id, _)) => all.push(Waits::External(*id)),
+        Some(Part::Update(id)) => all.push(Waits::Update(id.clone())),
         Some(Part::Signal(name)) => all.push(Waits::Signal(name.clone())),
         Some(Part::Parallel(branches)) => {
             branches.iter().filter(|(_, ended)| !ended).for_each(|(b, _)| waits_of(b, all));
         }
         Some(Part::Race(arms)) => arms.iter().for_each(|arm| waits_of(arm, all)),
-        Some(Part::Unchanged | Part::Never) | None => {}
+        Some(Part::Said | Part::Unchanged | Part::Never) | None => {}
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use everstep_core::{CommandId, Duration, Epoch, EventBody, NodeId, Rejection, RunId, Seq, Timestamp};
+use everstep_core::{
+    CommandBody, CommandId, Duration, Epoch, EventBody, NodeId, Rejection, RunId, Seq, Timestamp,
+};
 use everstep_dispatch::{Delivery, HintQueue, Notice, TaskHint};
-use everstep_engine::node::{Input, Node, NodeConfig, Output};
+use everstep_engine::node::{Input, Node, NodeConfig, OUTBOX_CLAIM_MAX, Output, StepsIn, StepsOut};
 use everstep_engine::{Error as EngineError, Started, WorkerOut};
 use everstep_store::{Append, AppendReply, Error, Verdict};
 
@@ -17,6 +19,8 @@ const TIMER_CLAIM: Duration = Duration::from_secs(2);
 /// Wakes younger than this are left to the notices.
 const WAKE_AGE: Duration = Duration::from_secs(1);
 const LOOK_MAX: usize = 500;
+/// How long what a node is telling others of is left to it.
+const HOLD: Duration = Duration::from_secs(3);
 
 /// A place for a node, and the process that fills it now.
 pub(crate) struct NodeSeat {
@@ -26,6 +30,8 @@ pub(crate) struct NodeSeat {
     pub(crate) life: u64,
     pulls: BTreeMap<HintQueue, usize>,
     clock: NodeClock,
+    /// When it looks at queued steps next.
+    pub(crate) looks_at: u64,
 }
 
 /// Database time as the driver of a node extrapolates it.
@@ -50,7 +56,14 @@ impl NodeClock {
 
 impl NodeSeat {
     pub(crate) fn new(id: NodeId) -> Self {
-        Self { node: None, id, life: 0, pulls: BTreeMap::new(), clock: NodeClock::default() }
+        Self {
+            node: None,
+            id,
+            life: 0,
+            pulls: BTreeMap::new(),
+            clock: NodeClock::default(),
+            looks_at: u64::MAX,
+        }
     }
 }
 
@@ -70,6 +83,7 @@ impl World {
         let seat = &mut self.nodes[node];
         seat.life += 1;
         seat.pulls.clear();
+        seat.looks_at = u64::MAX;
         seat.clock = NodeClock { base: db, at_us: us, last: db };
         seat.node = Some(Node::new(NodeConfig {
             node_id: seat.id,
@@ -80,8 +94,11 @@ impl World {
             seed,
         }));
         let life = seat.life;
-        self.soon(Coming::Sweep { node, life });
+        if self.sweeps {
+            self.soon(Coming::Sweep { node, life });
+        }
         self.soon(Coming::Timers { node, life });
+        self.look_at_steps(node, us);
     }
 
     fn kill_node(&mut self, node: usize) {
@@ -103,6 +120,22 @@ impl World {
         self.totals.conflicts += status.conflicts;
         self.totals.fenced += status.fenced;
         self.totals.unknown_settled += status.unknown_settled;
+        self.totals.healed += status.healed;
+        if self.calm && status.healed > 0 {
+            self.fail(&format!("nothing went wrong, and the sweep has healed {}", status.healed));
+        }
+    }
+
+    /// A node hears from the database what time it is.
+    pub(crate) fn node_learns(&mut self, node: usize, now: Timestamp) {
+        let us = self.us();
+        self.nodes[node].clock.learn(now, us);
+    }
+
+    /// How long it is, by a node's clock, until an instant.
+    pub(crate) fn node_waits(&mut self, node: usize, at: Timestamp) -> u64 {
+        let us = self.us();
+        at.since(self.nodes[node].clock.now(us)).as_micros()
     }
 
     pub(crate) fn count_nodes(&mut self) {
@@ -170,9 +203,14 @@ impl World {
             }
             Output::Notify(notice) => self.notify(node, notice),
             Output::TimersAt(at) => {
-                let us = self.us();
-                let now = self.nodes[node].clock.now(us);
-                self.at(us + at.since(now).as_micros(), Coming::Timers { node, life });
+                let at = self.us() + self.node_waits(node, at);
+                self.at(at, Coming::Timers { node, life });
+            }
+            Output::Steps(StepsOut::DueAt(at)) => self.step_clock_at(node, at),
+            Output::Steps(StepsOut::WaitingAt { queue, at }) => {
+                let input = Box::new(Input::Steps(StepsIn::Waiting(queue)));
+                let at = self.us() + self.node_waits(node, at);
+                self.at(at, Coming::ToNode { node, life, input });
             }
             Output::Ack(_)
             | Output::Opened(_)
@@ -219,6 +257,19 @@ impl World {
         }
     }
 
+    /// What was acknowledged stands in the log of the run, or of one before it in its chain.
+    fn is_recorded(&self, run: RunId, body: &CommandBody) -> bool {
+        let mut next = Some(run);
+        while let Some(run) = next {
+            let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
+            if client::is_recorded(body, &history) {
+                return true;
+            }
+            next = self.watched.get(&run).and_then(|watched| watched.run.start().origin.previous);
+        }
+        false
+    }
+
     fn command_done(&mut self, request: u64, result: Result<(), EngineError>) {
         if let Some((run, id)) = self.resolving.remove(&request) {
             return self.resolved(run, id, &result);
@@ -227,13 +278,10 @@ impl World {
             return;
         }
         let Some((client, Ask::Command { run, body, .. })) = self.asked.remove(&request) else { return };
-        if result.is_ok() {
-            let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
-            if !client::is_recorded(&body, &history) {
-                self.fail(&format!("{body:?} of run {run} was acknowledged and is not in the log"));
-            }
+        if result.is_ok() && !self.is_recorded(run, &body) {
+            self.fail(&format!("{body:?} of run {run} was acknowledged and is not in the log"));
         }
-        if let Err(problem) = self.clients[client].answered(&body, result) {
+        if let Err(problem) = self.clients[client].answered((run, &body), result) {
             self.fail(&format!("run {run}: {problem}"));
         }
     }
@@ -305,6 +353,7 @@ impl World {
     /// A question to the store, and its answer.
     pub(crate) fn ask(&mut self, node: usize, output: Output) {
         let input = match output {
+            Output::Steps(steps) => return self.ask_steps(node, steps),
             Output::Load { run, after, .. } => {
                 let events = self.load(run, after);
                 Input::Loaded { run, after, events }
@@ -327,6 +376,7 @@ impl World {
             }
             Output::CloseSession { session } => {
                 let _ = self.store.ask(|s| s.close_session_sync(session));
+                self.find_lost_steps(node);
                 let Ok(lost) = self.store.ask(|s| s.lost_runs_sync(LOOK_MAX)) else { return };
                 Input::RunsLost(lost)
             }
@@ -423,14 +473,20 @@ impl World {
             return;
         }
         let id = self.nodes[node].id;
+        let us = self.us();
+        let now = self.nodes[node].clock.now(us);
         let Some(n) = &mut self.nodes[node].node else { return };
-        let wants = n.run_wants();
-        let next = self.us() + SWEEP_US;
+        let (wants, telling) = (n.run_wants(), n.telling(now));
+        let next = us + SWEEP_US;
         self.at(next, Coming::Sweep { node, life });
-        self.at(next, Coming::Timers { node, life });
+        if !self.calm {
+            self.at(next, Coming::Timers { node, life });
+            self.look_at_steps(node, next);
+        }
         // Without the store nothing else of this pass can work either.
         let Ok(closed) = self.store.ask(|s| s.close_expired_sessions_sync(LOOK_MAX)) else { return };
-        let mut found = Vec::new();
+        self.find_lost_steps(node);
+        let mut found = vec![Input::Steps(StepsIn::Look)];
         if !closed.is_empty() {
             found.push(Input::SessionsClosed(closed));
         }
@@ -442,7 +498,9 @@ impl World {
         if self.hints_shared {
             found.extend(self.store.ask(|s| s.claim_tasks_sync(None, LOOK_MAX)).ok().map(Input::TasksFound));
         }
-        found.extend(self.store.ask(|s| s.claim_outbox_sync(LOOK_MAX)).ok().map(Input::OutboxFound));
+        let _ = self.store.ask(|s| s.hold_outbox_sync(&telling, HOLD));
+        let outbox = self.store.ask(|s| s.claim_outbox_sync(LOOK_MAX, OUTBOX_CLAIM_MAX));
+        found.extend(outbox.ok().map(Input::OutboxFound));
         if self.nodes.len() > 1 {
             let wakes = self.store.ask(|s| s.stale_wakes_sync(id, WAKE_AGE, LOOK_MAX));
             found.extend(wakes.ok().map(Input::WakesStale));

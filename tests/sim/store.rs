@@ -13,9 +13,9 @@ use everstep_core::{
 };
 use everstep_store::{
     Admin, AdminRequest, Administered, AllowedBuild, Append, AppendReply, Backlog, Builds, Catalog, Census,
-    Change, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Inspect, Log, MemoryStore, Namespace, Outbox,
-    PageToken, RunFilter, RunRecord, RunTables, RunWant, SessionRow, Sessions, StartRecord, Sweep, Verdict,
-    WakePage, WakeRows, WakeTable,
+    Change, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Head, Inspect, Log, MemoryStore, Namespace,
+    Outbox, PageToken, QueueCensus, RunFilter, RunRecord, RunTables, RunWant, SessionRow, Sessions,
+    StartRecord, Sweep, Verdict, WakePage, WakeRows, WakeTable,
 };
 use everstep_tests::program::Dice;
 
@@ -161,6 +161,13 @@ impl Log for SimStore {
 
     async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
         self.ask(|store| store.read_events_sync(run, after, limit))
+    }
+
+    async fn read_heads(&self, runs: &[(RunId, Seq)]) -> Vec<Result<Head, Error>> {
+        match self.ask(|_| ()) {
+            Ok(()) => self.inner.read_heads(runs).await,
+            Err(error) => runs.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn now(&self) -> Result<Timestamp, Error> {
@@ -325,16 +332,16 @@ impl Sweep for SimStore {
 
 #[async_trait]
 impl Outbox for SimStore {
-    async fn claim_outbox(&self, limit: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
-        self.ask(|store| store.claim_outbox_sync(limit))
+    async fn claim_outbox(&self, runs: usize, rows: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
+        self.ask(|store| store.claim_outbox_sync(runs, rows))
+    }
+
+    async fn hold_outbox(&self, held: &[(RunId, Seq)], hold: Duration) -> Result<(), Error> {
+        self.ask(|store| store.hold_outbox_sync(held, hold))
     }
 
     async fn delete_outbox(&self, heard: &[(RunId, Seq)]) -> Result<(), Error> {
         self.ask(|store| store.delete_outbox_sync(heard))
-    }
-
-    async fn count_outbox(&self) -> Result<u64, Error> {
-        self.inner.count_outbox().await
     }
 
     async fn run_links(&self, runs: &[RunId]) -> Result<Vec<(RunId, RunLink)>, Error> {
@@ -405,6 +412,10 @@ mod conforms {
 impl Builds for SimStore {
     async fn census(&self, age: Duration, limit: usize) -> Result<Census, Error> {
         self.ask(|store| store.census_sync(age, limit))
+    }
+
+    async fn queue_census(&self, queue: &QueueKey, limit: usize) -> Result<QueueCensus, Error> {
+        self.ask(|store| store.queue_census_sync(queue, limit))
     }
 
     async fn task_of(&self, run: RunId) -> Result<Option<TaskRow>, Error> {

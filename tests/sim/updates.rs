@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_core::{
     Actor, AskId, Command, CommandBody, CommandId, Duration, Event, EventBody, Payload, RunId, Seq,
+    UpdateOutcome,
 };
 use everstep_engine::node::Input;
 use everstep_engine::{Error, Said, WorkerIn};
+use everstep_tests::program::{REFUSED, UPDATE_NAME, agrees};
 use uuid::Uuid;
 
 use crate::check::Watched;
@@ -22,6 +24,10 @@ const EVERY_US: u64 = 1_500_000;
 const LAST_US: u64 = 50_000_000;
 /// Ids of one run's updates: few, so that some are asked for again.
 const IDS: u64 = 4;
+/// The share of updates that somebody asks for which the code does not agree to.
+const REFUSED_SHARE: f64 = 0.2;
+/// The share of those that a client asks for, too.
+const REPEATED_SHARE: f64 = 0.3;
 
 /// What is known of all updates.
 #[derive(Debug, Default)]
@@ -39,7 +45,7 @@ impl Updates {
     pub(crate) fn check(
         &self,
         totals: &mut Totals,
-        run: RunId,
+        (run, watched): (RunId, &Watched),
         event: &Event,
         open: &[Seq],
     ) -> Result<(), String> {
@@ -47,14 +53,21 @@ impl Updates {
             EventBody::UpdateAccepted { update_id, .. } => {
                 totals.updates += 1;
                 let seen = event.seq - 1;
+                if !agrees(update_id) {
+                    return Err(format!("update {update_id} was accepted, and no code agrees to it"));
+                }
                 if !self.agreed.contains(&(run, update_id.clone(), seen)) {
                     return Err(format!(
                         "update {update_id} was accepted, and no code has agreed to it after event {seen}"
                     ));
                 }
             }
-            EventBody::UpdateCompleted { accepted, .. } => {
+            EventBody::UpdateCompleted { accepted, update_id, outcome } => {
                 totals.updates_answered += 1;
+                let answer = UpdateOutcome::Completed(watched.update_answer(update_id));
+                if *outcome != answer {
+                    return Err(format!("update {update_id} was answered {outcome:?}, not {answer:?}"));
+                }
                 if !open.contains(accepted) {
                     return Err(format!("event {accepted} accepted no update that waits for an answer"));
                 }
@@ -67,8 +80,10 @@ impl Updates {
 
 fn command(run: RunId, id: &str) -> Command {
     let input = Payload::json(format!("\"{id}\""));
-    let (update_id, name) = (id.to_owned(), "note".to_owned());
-    let number = u128::from(run.as_bytes()[15]) << 32 | u128::from(id.as_bytes()[1]);
+    let (update_id, name) = (id.to_owned(), UPDATE_NAME.to_owned());
+    let number = id
+        .bytes()
+        .fold(u128::from(run.as_bytes()[15]), |n, byte| (n << 7 ^ u128::from(byte)) & (u128::MAX >> 32));
     Command {
         id: CommandId::from_uuid(Uuid::from_u128(number | (0xadd << 100))),
         actor: Actor::Client("sim".to_owned()),
@@ -92,7 +107,32 @@ impl World {
         }
         let node = alive[self.dice.below(alive.len() as u64) as usize];
         let run = open[self.dice.below(open.len() as u64) as usize];
-        let id = format!("u{}", self.dice.below(IDS));
+        let id = self.some_update(run);
+        self.ask_update(node, (run, id));
+    }
+
+    /// One of a few, so that some are asked for again: also some that a client asks for, too.
+    fn some_update(&mut self, run: RunId) -> String {
+        let planned = self.watched.get(&run).map(Watched::planned_updates).unwrap_or_default();
+        let number = self.dice.below(IDS);
+        if self.dice.chance(REFUSED_SHARE) {
+            return format!("no-{number}");
+        }
+        let again = self.dice.chance(REPEATED_SHARE);
+        let at = self.dice.below(planned.len() as u64) as usize;
+        planned.get(at).filter(|_| again).cloned().unwrap_or_else(|| format!("u{number}"))
+    }
+
+    /// A client asks for an update that the run's program waits for.
+    pub(crate) fn client_updates(&mut self, client: usize, node: usize, update: (RunId, String)) {
+        self.ask_update(node, update);
+        if self.hit(self.rates.client_dies) {
+            self.totals.clients_died += 1;
+            self.clients[client].die();
+        }
+    }
+
+    fn ask_update(&mut self, node: usize, (run, id): (RunId, String)) {
         let request = self.request();
         let ask = AskId::from_uuid(Uuid::from_u128(u128::from(request) | (0xa5c << 100)));
         let command = Box::new(command(run, &id));
@@ -127,6 +167,15 @@ impl World {
         {
             self.fail(&format!("update {id} of run {run} was acknowledged with events {before} and {seq}"));
         }
+        self.client_updated(&id, false);
+    }
+
+    /// The client that plans an update, if one does, need not ask for it again.
+    fn client_updated(&mut self, id: &str, too_late: bool) {
+        let Some(client) = self.clients.iter_mut().find(|client| client.plans(id)) else { return };
+        if let Err(problem) = client.updated(id, too_late) {
+            self.fail(&problem);
+        }
     }
 
     /// Somebody is told that an update is not accepted. False when the request was another one.
@@ -136,6 +185,17 @@ impl World {
             Err(Error::Rejected(everstep_core::Rejection::RunClosed { .. })) => {
                 if self.updates.acked.contains_key(&(run, id.clone())) {
                     self.fail(&format!("update {id} of run {run} was acknowledged once and is unknown now"));
+                }
+                self.client_updated(&id, true);
+            }
+            Err(Error::UpdateRejected { kind, .. }) if kind == REFUSED && !agrees(&id) => {
+                self.totals.updates_refused += 1;
+                let asked = command(run, &id).id;
+                let history = self.store.truth().read_events_sync(run, 0, usize::MAX);
+                if history.iter().any(|event| event.command_id == asked) {
+                    self.fail(&format!(
+                        "update {id} of run {run} was refused, and has left something behind"
+                    ));
                 }
             }
             Err(

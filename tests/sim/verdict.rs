@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use everstep_core::{BlockKind, EventBody, RunId, Seq};
 use everstep_store::WakeRows;
-use everstep_tests::program::IN_DOUBT;
+use everstep_tests::program::{IN_DOUBT, STEP_TIMEOUT};
 
-use crate::check::{Done, Facts, Watched};
+use crate::check::{self, Done, Facts, Watched};
 use crate::worker;
 use crate::world::World;
 
@@ -58,6 +58,17 @@ totals! {
     given_up = "a step whose code gave up a doubt";
     marked = "a marked version";
     updates = "an accepted update";
+    updates_refused = "an update that the code does not agree to";
+    queued = "an attempt of a queued step";
+    queued_lost = "an attempt of a queued step whose worker was lost";
+    queued_late = "an attempt of a queued step that was not done in time";
+    resumed = "an attempt that goes on where one before it was";
+    told = "a message from run to run that arrived";
+    untold = "a message from run to run that nobody took";
+    upserts = "an upsert";
+    calm = "a world in which all goes well";
+    wide = "a fan-out";
+    healed = "something that only the sweep found";
     updates_answered = "an answered update";
     failed = "a failed run";
     continued = "a workflow that went on in a new run";
@@ -92,7 +103,8 @@ impl World {
         for event in news {
             let open: Vec<Seq> = watched.run.open_updates().map(|(seq, _)| seq).collect();
             watched.apply(event, &facts)?;
-            self.updates.check(&mut self.totals, run, event, &open)?;
+            self.attempts.check(run, event)?;
+            self.updates.check(&mut self.totals, (run, watched), event, &open)?;
             let total = match &event.body {
                 EventBody::RunBlocked(b) if b.kind == BlockKind::Poison => &mut self.totals.blocked_poison,
                 EventBody::RunBlocked(_) => &mut self.totals.blocked_nondeterminism,
@@ -101,6 +113,15 @@ impl World {
                 EventBody::StepFailed { failure, .. } if failure.kind == IN_DOUBT => {
                     &mut self.totals.given_up
                 }
+                EventBody::StepFailed { failure, .. } if failure.kind == check::WORKER_LOST => {
+                    &mut self.totals.queued_lost
+                }
+                EventBody::StepFailed { failure, .. } if failure.kind == STEP_TIMEOUT => {
+                    &mut self.totals.queued_late
+                }
+                EventBody::ExternalResolved { failure: None, .. } => &mut self.totals.told,
+                EventBody::ExternalResolved { failure: Some(_), .. } => &mut self.totals.untold,
+                EventBody::AttributesUpserted { .. } => &mut self.totals.upserts,
                 EventBody::VersionMarked { .. } => &mut self.totals.marked,
                 EventBody::RunFailed { .. } => &mut self.totals.failed,
                 EventBody::RunCanceled { .. } => &mut self.totals.canceled,
@@ -180,6 +201,8 @@ impl World {
         }
         self.check_updates();
         self.totals.continued = chained;
+        self.totals.calm = u64::from(self.calm);
+        self.totals.wide = self.clients.iter().filter(|c| c.program.source.is_wide()).count() as u64;
         self.totals.runs += runs.len() as u64;
         self.totals.re_executed = self.executed.values().map(|n| n - 1).sum();
         let fired = self.store.fired();

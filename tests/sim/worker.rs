@@ -1,5 +1,6 @@
 //! The worker's side of the stream, as a model: leases, attempts, commits, parking.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,9 +8,10 @@ use everstep_core::{
     Actor, AskId, CommandId, CommitCommand, DetachReason, Duration, Epoch, Event, EventBody, Failure, OpId,
     Payload, Rejection, RunId, Seq, SessionId, Timestamp, WorkerCommit,
 };
-use everstep_engine::{HeldRun, Said, WorkerIn, WorkerOut};
-use everstep_tests::program::{Build, Ends, FLAKY, Program, REFUSED, Source};
+use everstep_engine::{HeldRun, Query, Said, StepKey, WorkerIn, WorkerOut};
+use everstep_tests::program::{Build, Ends, FLAKY, Program, QueuedStep, REFUSED, Source, agrees};
 
+use crate::hands::Hands;
 use crate::model::{Attempt, Model, Obstacle, Work};
 use crate::world::MARGIN_US;
 
@@ -35,8 +37,8 @@ pub(crate) struct Held {
     waiting: BTreeMap<OpId, Waiting>,
     /// The end of a step that the model knows before it is recorded.
     ahead: Option<Ahead>,
-    /// Questions that wait until the run knows enough, and how much that is.
-    asks: Vec<(AskId, Seq)>,
+    /// Questions that wait until the run knows enough, how much that is, and what its code says.
+    asks: Vec<(AskId, Seq, Said)>,
     /// Others have told the run something.
     called: bool,
     idle_since: Option<u64>,
@@ -81,6 +83,12 @@ pub(crate) enum Act {
         epoch: Epoch,
         at_us: u64,
     },
+    /// Run an attempt of a queued step, which goes on from what one before it has said.
+    Work {
+        key: StepKey,
+        queued: Box<QueuedStep>,
+        before: Payload,
+    },
     /// Connect again, with whatever session is left.
     Reconnect,
 }
@@ -92,6 +100,7 @@ pub(crate) struct Worker {
     pub(crate) park_after_us: u64,
     pub(crate) session: Option<SessionId>,
     pub(crate) runs: BTreeMap<RunId, Held>,
+    pub(crate) hands: Hands,
     pub(crate) lease_us: u64,
     /// When the heartbeat was sent that was acknowledged last.
     pub(crate) renewed_us: u64,
@@ -102,12 +111,13 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(build: Build, park_after_us: u64) -> Self {
+    pub(crate) fn new(build: Build, park_after_us: u64, step_slots: u32) -> Self {
         Self {
             build,
             park_after_us,
             session: None,
             runs: BTreeMap::new(),
+            hands: Hands::new(step_slots),
             lease_us: 0,
             renewed_us: 0,
             sent: BTreeMap::new(),
@@ -134,6 +144,7 @@ impl Worker {
 
     pub(crate) fn drop_all(&mut self) {
         self.runs.clear();
+        self.hands.clear();
         self.session = None;
         self.sent.clear();
     }
@@ -151,6 +162,7 @@ impl Worker {
             h.unacked.iter().map(send).collect()
         };
         let mut acts: Vec<Act> = self.runs.iter().flat_map(again).collect();
+        acts.extend(self.hands.resumed());
         let runs: Vec<RunId> = self.runs.keys().copied().collect();
         acts.extend(runs.into_iter().flat_map(|run| self.go_on(run, now_us)));
         acts
@@ -189,14 +201,14 @@ impl Worker {
                 }
                 Vec::new()
             }
-            // Its code agrees to everything, whoever has it.
-            WorkerOut::Ask { ask, epoch: 0, events, .. } => {
+            // Whether the code agrees follows from the update's id, whoever has the run.
+            WorkerOut::Ask { ask, epoch: 0, events, query, .. } => {
                 let seq = events.last().map_or(0, |last| last.seq);
-                vec![Act::Send(WorkerIn::Answer { ask, seq, said: Said::Passed })]
+                vec![Act::Send(WorkerIn::Answer { ask, seq, said: said_to(&query) })]
             }
-            WorkerOut::Ask { ask, run_id, epoch, at_least, .. } => {
+            WorkerOut::Ask { ask, run_id, epoch, at_least, query, .. } => {
                 match self.runs.get_mut(&run_id).filter(|h| h.epoch == epoch && !h.given_up) {
-                    Some(held) => held.asks.push((ask, at_least)),
+                    Some(held) => held.asks.push((ask, at_least, said_to(&query))),
                     None => {
                         let said = Said::Gone("it has left this worker".to_owned());
                         return vec![Act::Send(WorkerIn::Answer { ask, seq: 0, said })];
@@ -205,11 +217,12 @@ impl Worker {
                 self.answer(run_id)
             }
             WorkerOut::Check { .. } => unreachable!("these workers do not say that they check"),
-            WorkerOut::StepTask(_)
+            message @ (WorkerOut::StepTask(_)
             | WorkerOut::StepCancel { .. }
             | WorkerOut::StepAsk(_)
-            | WorkerOut::StepAck { .. } => {
-                unreachable!("these workers do not say that they run queued steps")
+            | WorkerOut::StepAck { .. }) => {
+                let may_start = self.may_start(now_us);
+                self.hands.hear(message, may_start)
             }
             WorkerOut::Drain => Vec::new(),
             WorkerOut::SessionClosed { .. } => {
@@ -421,10 +434,10 @@ impl Worker {
         };
         let seq = held.seen;
         let (ready, waiting): (Vec<_>, Vec<_>) =
-            held.asks.drain(..).partition(|(_, at_least)| *at_least <= seq);
+            held.asks.drain(..).partition(|(_, at_least, _)| *at_least <= seq);
         held.asks = waiting;
         held.called |= !ready.is_empty();
-        let answer = |(ask, _)| Act::Send(WorkerIn::Answer { ask, seq, said: Said::Passed });
+        let answer = |(ask, _, said)| Act::Send(WorkerIn::Answer { ask, seq, said });
         ready.into_iter().map(answer).collect()
     }
 
@@ -468,6 +481,11 @@ impl Worker {
         held.running.insert(attempt.id, (attempt.clone(), show_at));
         acts.push(Act::Execute { run, epoch, attempt });
         acts
+    }
+
+    /// What it holds may be somebody else's already.
+    pub(crate) fn is_late(&self, now_us: u64) -> bool {
+        self.session.is_some() && now_us >= self.renewed_us + self.lease_us
     }
 
     /// An attempt has ended.
@@ -580,7 +598,8 @@ impl Held {
         let since = now_us - heard;
         let begins = !self.waiting.is_empty() || !self.starting.is_empty();
         let quiet = self.running.is_empty() && !begins && self.unacked.is_empty();
-        let calm = !self.called && !self.leaving && since < RECKON_US && self.ahead.is_none();
+        let awaits = self.model.awaits_others();
+        let calm = !self.called && !awaits && !self.leaving && since < RECKON_US && self.ahead.is_none();
         (quiet && calm)
             .then(|| Timestamp::from_micros(last).after(Duration::from_micros(since - since / 1_000)))
     }
@@ -657,6 +676,15 @@ impl Held {
     }
 }
 
+/// What the code says to an update.
+fn said_to(query: &Query) -> Said {
+    let id: String = serde_json::from_slice(&query.input.data).unwrap_or_default();
+    match agrees(&id) {
+        true => Said::Passed,
+        false => Said::Refused { kind: REFUSED.to_owned(), message: "as planned".to_owned() },
+    }
+}
+
 /// What an attempt that ends well returns.
 pub(crate) fn result_of(attempt: &Attempt) -> Payload {
     Payload::json(serde_json::Value::from(attempt.step.result()).to_string())
@@ -666,7 +694,20 @@ pub(crate) fn result_of(attempt: &Attempt) -> Payload {
 pub(crate) fn program_of(first: &Event) -> Option<Arc<Program>> {
     let EventBody::RunStarted(start) = &first.body else { return None };
     let source: Source = serde_json::from_slice(&start.input.data).ok()?;
-    Some(Arc::new(source.program()))
+    // To generate one takes longer than to follow a short history of it.
+    let made = || Arc::new(source.program());
+    let place = (source.seed, source.generation);
+    Some(PROGRAMS.with_borrow_mut(|known| Arc::clone(known.entry(place).or_insert_with(made))))
+}
+
+thread_local! {
+    /// The programs of the world that is played on this thread.
+    static PROGRAMS: RefCell<BTreeMap<(u64, u8), Arc<Program>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Forgets the programs of the world before.
+pub(crate) fn forget_programs() {
+    PROGRAMS.with_borrow_mut(BTreeMap::clear);
 }
 
 /// True when the event says that a worker let go because the workflow only waits.

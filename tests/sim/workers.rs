@@ -5,33 +5,42 @@ use std::collections::VecDeque;
 use everstep_core::{Epoch, EventBody, RunId, WorkerInfo};
 use everstep_engine::node::Input;
 use everstep_engine::{Hello, WorkerIn, WorkerOut};
-use everstep_tests::program::Build;
+use everstep_tests::program::{Build, WORKFLOW_TYPE};
 
 use crate::model::Attempt;
 use crate::worker::{Act, Worker, result_of};
 use crate::world::{Coming, HEAL_US, LEASE, World};
 
+/// How long a worker waits to be greeted.
+const WELCOME_US: u64 = 1_500_000;
+
 /// A place for a worker, and the process that fills it now.
 pub(crate) struct WorkerSeat {
     namespace: &'static str,
     park_after_us: u64,
+    /// Runs that it takes at one time; 0 for one that runs queued steps only.
+    run_slots: u32,
+    step_slots: u32,
     pub(crate) worker: Option<Worker>,
     /// Counts processes: what was meant for an earlier one reaches nobody.
-    life: u64,
+    pub(crate) life: u64,
     pub(crate) node: usize,
     /// Its stream, or 0.
     pub(crate) link: u64,
-    stalled_until: u64,
+    pub(crate) stalled_until: u64,
     /// When it goes on, it reads its socket this much later than it looks at its own affairs.
     reads_after: u64,
     inbox: VecDeque<(u64, WorkerOut)>,
 }
 
 impl WorkerSeat {
-    pub(crate) fn new(namespace: &'static str, park_after_us: u64) -> Self {
+    pub(crate) fn new(namespace: &'static str, park_after_us: u64, slots: (u32, u32)) -> Self {
+        let (run_slots, step_slots) = slots;
         Self {
             namespace,
             park_after_us,
+            run_slots,
+            step_slots,
             worker: None,
             life: 0,
             node: 0,
@@ -41,18 +50,22 @@ impl WorkerSeat {
             inbox: VecDeque::new(),
         }
     }
+
+    fn has_code(&self) -> bool {
+        self.run_slots > 0
+    }
 }
 
 impl World {
     pub(crate) fn revive_worker(&mut self, worker: usize, build: Build) {
         let seat = &mut self.workers[worker];
-        seat.worker = Some(Worker::new(build, seat.park_after_us));
+        seat.worker = Some(Worker::new(build, seat.park_after_us, seat.step_slots));
         let life = seat.life;
         self.soon(Coming::Connect { worker, life });
     }
 
     /// When a stopped process goes on, if it is stopped now.
-    fn stalled(&self, worker: usize) -> Option<u64> {
+    pub(crate) fn stalled(&self, worker: usize) -> Option<u64> {
         let until = self.workers[worker].stalled_until;
         (until > self.us()).then_some(until)
     }
@@ -129,6 +142,7 @@ impl World {
         let node = alive[self.dice.below(alive.len() as u64) as usize];
         let (link, now) = (self.next_link + 1, self.us());
         let seat = &mut self.workers[worker];
+        let has_code = seat.has_code();
         let Some(w) = &mut seat.worker else { return };
         if seat.link != 0 {
             return;
@@ -136,16 +150,17 @@ impl World {
         self.next_link = link;
         w.connected_us = now;
         w.welcomed = false;
-        if w.session.is_some() && now >= w.renewed_us + w.lease_us {
+        if w.is_late(now) {
             w.drop_all();
         }
         let hello = Hello {
             namespace: seat.namespace.to_owned(),
             task_queues: vec!["default".to_owned()],
-            workflow_types: vec![everstep_tests::program::WORKFLOW_TYPE.to_owned()],
-            asks: true,
+            workflow_types: has_code.then(|| WORKFLOW_TYPE.to_owned()).into_iter().collect(),
+            asks: has_code,
             worker: WorkerInfo { identity: format!("w{worker}"), build_id: w.build_id().to_owned() },
-            run_slots: 4,
+            run_slots: seat.run_slots,
+            steps: w.hands.offer(),
             resume: w.session,
             held: w.held(),
             ..Hello::default()
@@ -189,8 +204,13 @@ impl World {
         }
         let lost = self.hit(self.rates.heartbeat_lost);
         let Some(w) = &mut self.workers[worker].worker else { return };
-        if w.session.is_some() && now >= w.renewed_us + w.lease_us {
+        let over = w.is_late(now);
+        if over {
             w.drop_all();
+        }
+        // Somebody else may be quicker to greet it; its Hello arrives all the same.
+        let ignored = !w.welcomed && now > w.connected_us + WELCOME_US;
+        if over || ignored {
             return self.cut(worker);
         }
         self.at(now + LEASE.as_micros() / 3, Coming::Heartbeat { worker, link });
@@ -232,7 +252,7 @@ impl World {
         }
     }
 
-    fn act(&mut self, worker: usize, acts: Vec<Act>) {
+    pub(crate) fn act(&mut self, worker: usize, acts: Vec<Act>) {
         for act in acts {
             if self.misfortune(worker) {
                 return;
@@ -245,6 +265,7 @@ impl World {
                     if link != 0 && seat.worker.as_ref().is_some_and(|w| w.welcomed) {
                         self.note_asked(&message);
                         self.note_agreed(&message);
+                        self.note_said(&message);
                         self.send_up(worker, Input::FromWorker { link, message });
                     }
                 }
@@ -253,6 +274,10 @@ impl World {
                     self.tempt_client(run, attempt.step.slow_us);
                     let at = (self.us() + attempt.step.slow_us).max(self.workers[worker].stalled_until);
                     self.at(at, Coming::Executed { worker, life, run, epoch, attempt });
+                }
+                Act::Work { key, queued, before } => {
+                    self.work_begins(key, &queued, &before);
+                    self.works(worker, life, key, &queued);
                 }
                 Act::Later { run, epoch, at_us } => self.at(at_us, Coming::Look { worker, life, run, epoch }),
                 Act::Reconnect => {

@@ -11,10 +11,10 @@ use everstep_core::{
     Timestamp,
 };
 use everstep_dispatch::TaskHint;
-use everstep_engine::WorkerOut;
 use everstep_engine::node::{Input, Output};
+use everstep_engine::{StepKey, WorkerOut};
 use everstep_store::{Append, AppendReply};
-use everstep_tests::program::{Build, Dice};
+use everstep_tests::program::{Build, Dice, Profile, Source};
 use uuid::Uuid;
 
 use crate::check::{Done, Watched};
@@ -22,9 +22,11 @@ use crate::client::{Ask, Client};
 use crate::faults::Rates;
 use crate::model::Attempt;
 use crate::nodes::NodeSeat;
+use crate::steps::Attempts;
 use crate::store::SimStore;
 use crate::updates::Updates;
 use crate::verdict::Totals;
+use crate::worker;
 use crate::workers::WorkerSeat;
 
 /// Database time of the world's beginning, in microseconds.
@@ -46,6 +48,8 @@ const GRACE_US: u64 = 3_000_000;
 const STEPS_MAX: u64 = 600_000;
 /// The database's clock is never further from where it began than this.
 const CLOCK_OFF_MAX_US: i64 = 10_000_000;
+/// The share of worlds in which nothing goes wrong.
+const CALM: f64 = 0.14;
 const NAMESPACES: [&str; 2] = ["default", "other"];
 
 /// Something that will happen.
@@ -142,6 +146,17 @@ pub(crate) enum Coming {
     Resolve,
     /// Somebody wants something of some run's code.
     Update,
+    /// An attempt of a queued step ends.
+    Worked {
+        worker: usize,
+        life: u64,
+        key: StepKey,
+    },
+    /// A node looks for queued steps whose instant has come.
+    StepClock {
+        node: usize,
+        life: u64,
+    },
     Heal,
 }
 
@@ -160,6 +175,10 @@ pub(crate) struct World {
     trace: Trace,
     pub(crate) dice: Dice,
     pub(crate) rates: Rates,
+    /// Nothing goes wrong here: whatever is done has to be done without anything being found again.
+    pub(crate) calm: bool,
+    /// Nodes look for what was lost.
+    pub(crate) sweeps: bool,
     /// Microseconds since the beginning, which no clock in the world can turn back.
     now: u64,
     /// The database's clock.
@@ -191,13 +210,17 @@ pub(crate) struct World {
     pub(crate) watched: BTreeMap<RunId, Watched>,
     over_since: Option<u64>,
     pub(crate) updates: Updates,
+    pub(crate) attempts: Attempts,
     pub(crate) totals: Totals,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, trace: Trace) -> Self {
+        worker::forget_programs();
         let mut dice = Dice::new(seed);
-        let rates = Rates::draw(&mut dice);
+        let drawn = Rates::draw(&mut dice);
+        let calm = dice.chance(CALM);
+        let rates = if calm { Rates::default() } else { drawn };
         let db = Arc::new(AtomicI64::new(EPOCH_US));
         let clock = Arc::clone(&db);
         let read = move || Timestamp::from_micros(clock.load(Ordering::Relaxed));
@@ -206,6 +229,8 @@ impl World {
             seed,
             trace,
             rates,
+            calm,
+            sweeps: true,
             now: 0,
             db,
             db_off: 0,
@@ -231,6 +256,7 @@ impl World {
             watched: BTreeMap::new(),
             over_since: None,
             updates: Updates::default(),
+            attempts: Attempts::default(),
             totals: Totals::default(),
             dice,
         };
@@ -241,7 +267,9 @@ impl World {
     /// Nodes, workers and clients, as the seed has them.
     fn people(&mut self) {
         let nodes = 1 + self.dice.below(3) as usize;
-        self.hints_shared = self.dice.chance(0.75) && nodes > 1;
+        // Where all goes well, nothing waits for a sweep: half of these worlds have none.
+        self.sweeps = !self.dice.chance(0.5) || !self.calm;
+        self.hints_shared = (self.dice.chance(0.75) || self.calm) && nodes > 1;
         for i in 0..nodes {
             let id = NodeId::from_uuid(Uuid::from_u128(0xa000 + i as u128));
             self.nodes.push(NodeSeat::new(id));
@@ -249,18 +277,24 @@ impl World {
         }
         let namespaces = if self.dice.chance(0.6) { 2 } else { 1 };
         for namespace in &NAMESPACES[..namespaces] {
-            for _ in 0..1 + self.dice.below(4 - namespaces as u64) {
+            self.limit_queue(namespace);
+            for i in 0..1 + self.dice.below(4 - namespaces as u64) {
                 let park_after_us = self.dice.below(3) * 500_000;
-                self.workers.push(WorkerSeat::new(namespace, park_after_us));
+                let slots = self.slots(i == 0);
+                self.workers.push(WorkerSeat::new(namespace, park_after_us, slots));
                 let worker = self.workers.len() - 1;
-                let build = if self.dice.chance(0.2) { Build::B } else { Build::A };
+                let build = if self.dice.chance(0.2) || self.calm { Build::B } else { Build::A };
                 self.at(10, Coming::ReviveWorker { worker, build });
             }
         }
         for i in 0..1 + self.dice.below(6) as usize {
             let (program, wish_after) = (self.dice.number() >> 1, self.dice.below(100));
             let namespace = NAMESPACES[i % namespaces];
-            self.clients.push(Client::new(namespace, i / namespaces, program, wish_after));
+            let mut source = Source { seed: program, profile: Profile::Sim, generation: 0 };
+            if self.calm && i == 0 && self.dice.chance(0.5) {
+                source = source.widened();
+            }
+            self.clients.push(Client::new(namespace, i / namespaces, source, wish_after));
             let first = self.dice.below(20_000_000);
             self.at(first, Coming::Client { client: i });
         }
@@ -271,6 +305,19 @@ impl World {
         // Not everywhere: an update also wakes runs that nothing else would.
         if self.dice.chance(0.5) {
             self.at(RESOLVE_US, Coming::Update);
+        }
+    }
+
+    /// How many runs a worker takes at one time, and how many queued steps.
+    fn slots(&mut self, first: bool) -> (u32, u32) {
+        let steps = 1 + self.dice.below(4) as u32;
+        let (no_runs, no_steps) = (self.dice.chance(0.2), self.dice.chance(0.4));
+        // What waits for room is found by the sweep as well as by whoever makes it: where all goes well there is room.
+        let runs = if self.calm { 200 } else { 4 };
+        match first {
+            true => (runs, steps),
+            false if no_runs => (0, steps),
+            false => (runs, if no_steps { 0 } else { steps }),
         }
     }
 
@@ -379,6 +426,8 @@ impl World {
             Coming::Operator => self.operator(),
             Coming::Resolve => self.resolve(),
             Coming::Update => self.somebody_updates(),
+            Coming::Worked { worker, life, key } => self.worked(worker, life, key),
+            Coming::StepClock { node, life } => self.step_clock(node, life),
             Coming::Heal => self.store.heal(),
         }
     }
@@ -458,7 +507,7 @@ impl World {
     }
 
     fn is_refused(&self, run: RunId, doubt: &Doubt) -> bool {
-        self.watched.get(&run).is_some_and(|watched| watched.is_refused(&doubt.name))
+        self.watched.get(&run).is_some_and(|watched| watched.is_refused(doubt))
     }
 
     fn client(&mut self, client: usize) {
@@ -474,7 +523,7 @@ impl World {
         let Some(client) = self.clients.iter().position(|c| c.run == Some(run) && !c.is_done()) else {
             return;
         };
-        if self.dice.chance(0.2) {
+        if self.dice.chance(if self.clients[client].is_eager() { 0.6 } else { 0.2 }) {
             let at = self.us() + self.dice.below(within_us + 6_000);
             self.at(at, Coming::Impatient { client });
         }
@@ -482,6 +531,12 @@ impl World {
 
     fn client_asks(&mut self, client: usize) {
         let alive = self.alive();
+        let known = self.clients[client].present_run().and_then(|run| self.watched.get(&run));
+        // It waits for the end of the run, too, and hears that its workflow goes on.
+        if let Some(next) = known.and_then(|watched| watched.run.successor()) {
+            self.clients[client].goes_on_in(next);
+        }
+        self.clients[client].take_turns();
         let ask = self.clients[client].ask();
         // One question at a time: an unanswered one is asked again, of whoever is there.
         self.asked.retain(|_, (c, _)| *c != client);
@@ -496,6 +551,7 @@ impl World {
             Ask::Command { run, id, body } => {
                 Input::Command { request, run, id, identity: "sim".into(), body }
             }
+            Ask::Update { run, id } => return self.client_updates(client, node, (run, id)),
             Ask::Nothing => return,
         };
         if self.hit(self.rates.client_dies) {

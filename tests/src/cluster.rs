@@ -29,6 +29,8 @@ pub struct RunningNode {
 pub struct NodeSettings {
     /// Lease of its sessions; default 1 s, so that tests of lost workers are short.
     pub lease: Option<Duration>,
+    /// How often it looks for what was lost; default 200 ms.
+    pub sweep: Option<Duration>,
     /// Told of starts and ends.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -46,7 +48,7 @@ impl RunningNode {
         let node_id = NodeId::from_uuid(Uuid::new_v4());
         let mut config = EngineConfig::new(node_id);
         config.lease = settings.lease.unwrap_or(Duration::from_secs(1)).into();
-        config.sweep_interval = Duration::from_millis(200);
+        config.sweep_interval = settings.sweep.unwrap_or(Duration::from_millis(200));
         config.look_interval = Duration::from_millis(200);
         config.waiting_age = Duration::from_millis(200).into();
         config.scan_interval = Duration::from_millis(200);

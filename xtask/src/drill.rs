@@ -11,7 +11,7 @@ use crate::{locate, servers, shell};
 
 /// Which commit the previous release is of.
 const PREVIOUS: &str = "tests/upgrade/previous.txt";
-/// Where the previous release's sources, both builds and the report go.
+/// Where the previous release's sources and build, both binaries and the report go.
 const FOLDER: &str = "target/upgrade";
 const TEST: &str = "upgrade::releases_replace_each_other_under_load";
 
@@ -42,8 +42,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let (postgres, nats) = (servers::postgres(root, true)?, servers::nats(root, true)?);
     let commit = commit(root, &from)?;
     let tree = check_out(root, &commit)?;
-    let previous = build(root, &tree, "previous")?;
-    let present = build(root, root, "present")?;
+    let folder = root.join(FOLDER);
+    let previous = build(&tree, &folder.join("build"), &folder.join("everstep-previous"))?;
+    let present = build(root, &root.join("target"), &folder.join("everstep-present"))?;
     let report = root.join(FOLDER).join("report.txt");
     if report.exists() {
         fs::remove_file(&report)?;
@@ -90,16 +91,15 @@ fn check_out(root: &Path, commit: &str) -> anyhow::Result<PathBuf> {
     Ok(tree)
 }
 
-/// The binary of a work tree. Both trees build in one folder, so that what they have in common is built once.
-fn build(root: &Path, tree: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let folder = root.join(FOLDER);
+/// The binary of a work tree. Each has a folder of its own: in one, what was built of the other would be taken for its own,
+/// since only the time of a file tells whether it has changed.
+fn build(tree: &Path, folder: &Path, binary: &Path) -> anyhow::Result<PathBuf> {
     let mut cargo = shell::cargo(tree);
     cargo.args(["build", "--locked", "-p", "everstep-cli", "--bin", "everstep", "--target-dir"]);
-    shell::run(cargo.arg(folder.join("build")))?;
-    let binary = folder.join(format!("everstep-{name}"));
-    let built = folder.join("build/debug/everstep");
-    fs::copy(&built, &binary).with_context(|| format!("cannot copy {}", built.display()))?;
-    Ok(binary)
+    shell::run(cargo.arg(folder))?;
+    let built = folder.join("debug/everstep");
+    fs::copy(&built, binary).with_context(|| format!("cannot copy {}", built.display()))?;
+    Ok(binary.to_owned())
 }
 
 #[cfg(test)]

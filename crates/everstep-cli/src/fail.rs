@@ -63,12 +63,27 @@ impl From<ClientError> for Fail {
                 "{error}; is a server running (everstep dev), and is --address right?"
             )),
             ClientError::Address { .. } => Self::usage(error.to_string()),
-            ClientError::Refused { violations, .. } if !violations.is_empty() => {
-                let fields: Vec<String> = violations.iter().map(|(f, d)| format!("{f} {d}")).collect();
-                Self::refused(format!("{error}: {}", fields.join("; ")))
+            ClientError::Refused { reason, message, violations, .. } => {
+                let said = |(field, problem): &(String, String)| {
+                    Some(format!("{field} {problem}")).filter(|text| !message.contains(text.as_str()))
+                };
+                let more: Vec<String> =
+                    violations.iter().filter_map(said).chain(hint(reason).map(ToOwned::to_owned)).collect();
+                let colon = if more.is_empty() { "" } else { ": " };
+                Self::refused(format!("{error}{colon}{}", more.join("; ")))
             }
             _ => Self::refused(error.to_string()),
         }
+    }
+}
+
+/// The command that helps, where there is one.
+fn hint(reason: &str) -> Option<&'static str> {
+    match reason {
+        "ATTRIBUTE_NOT_DECLARED" => Some("see everstep attribute list, and everstep attribute add"),
+        "NAMESPACE_NOT_FOUND" => Some("see everstep namespace list, and everstep namespace create"),
+        "STEP_NOT_IN_DOUBT" => Some("see everstep step list"),
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bolero::{check, produce};
+use clap::{CommandFactory as _, Parser as _};
 use everstep::client::RunDescription;
 use everstep_core::{Payload, RunId, RunStatus, Timestamp};
 use everstep_fuzz::bytes;
@@ -79,4 +80,64 @@ fn what_a_server_says() {
             let _ = json::payload(&Payload { encoding, data: data.clone().into() });
         },
     );
+}
+
+/// A verb: the words that lead to it, and the names of its options; a positional argument has none.
+type Verb = (Vec<String>, Vec<Option<String>>);
+
+fn verbs(command: &clap::Command, path: &[String], all: &mut Vec<Verb>) {
+    if command.get_subcommands().next().is_none() {
+        let names = command.get_arguments().map(|arg| arg.get_long().map(str::to_owned));
+        return all.push((path.to_vec(), names.collect()));
+    }
+    for inner in command.get_subcommands() {
+        let path: Vec<String> = path.iter().cloned().chain([inner.get_name().to_owned()]).collect();
+        verbs(inner, &path, all);
+    }
+}
+
+/// Values that an argument of some verb is made for.
+const VALUES: [&str; 16] = [
+    "order",
+    "1",
+    "30s",
+    "null",
+    "attempts=5,initial=1s,coefficient=2,maximum=1m,final=KIND",
+    "amount>=10",
+    "customer=acme",
+    "Io:reset",
+    "keyword",
+    "running",
+    "json",
+    "none",
+    "http://127.0.0.1:1",
+    "sqlite:x.db",
+    "*",
+    "2.5",
+];
+
+/// Every verb with some of its arguments, each with a value that is bent: it is read, or refused as usage.
+#[test]
+fn command_lines() {
+    let mut all = Vec::new();
+    verbs(&crate::Cli::command(), &["everstep".to_owned()], &mut all);
+    assert!(all.len() > 30, "{}", all.len());
+    let generator = (produce::<u8>(), produce::<Vec<(u8, u8)>>().with().len(0..=12_usize), bytes(12));
+    // Clap makes its tables anew for each of them.
+    check!().with_iterations(ITERATIONS / 4).with_generator(generator).for_each(|(verb, choices, edits)| {
+        let (path, arguments) = &all[usize::from(*verb) % all.len()];
+        let mut line = path.clone();
+        for (choice, value) in choices {
+            let value = bent(VALUES[usize::from(*value) % VALUES.len()], edits);
+            match arguments.get(usize::from(*choice) % (arguments.len() + 1)) {
+                Some(Some(long)) if value.is_empty() => line.push(format!("--{long}")),
+                Some(Some(long)) => line.push(format!("--{long}={value}")),
+                _ => line.push(value),
+            }
+        }
+        if let Err(error) = crate::Cli::try_parse_from(&line) {
+            assert!(matches!(error.exit_code(), 0 | 2), "{line:?}: {error}");
+            assert!(!crate::without_secrets(error).to_string().is_empty(), "{line:?}");
+        }
+    });
 }

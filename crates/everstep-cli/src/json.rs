@@ -1,18 +1,23 @@
 //! Stable JSON of runs and events. Fields are added, never renamed.
 
 mod between;
+mod line;
 pub(crate) mod notes;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use everstep::client::{QueueDescription, QueueLimits, QueuedStep, RunDescription, StepInDoubt};
+use everstep::client::{
+    QueueDescription, QueueLimits, QueueWorker, QueuedStep, RunDescription, StepInDoubt, WaitingType,
+};
 use everstep_core::{
     Actor, Doubt, Duration, Event, EventBody, Failure, Origin, Payload, RunId, RunRow, RunStarted, Timestamp,
     UpdateOutcome,
 };
 use serde_json::{Value, json};
+
+pub(crate) use line::event_line;
 
 /// RFC 3339 in UTC with microseconds.
 pub(crate) fn time(at: Timestamp) -> String {
@@ -109,6 +114,24 @@ pub(crate) fn queue(q: &QueueDescription) -> Value {
         "max_per_second": (max_per_second > 0.0).then_some(max_per_second), "burst": burst,
         "oldest_waiting": q.oldest_waiting.map(time),
     })
+}
+
+/// A task queue, with who serves it and what it lacks a worker for.
+pub(crate) fn queue_and_workers(q: &QueueDescription) -> Value {
+    let mut value = queue(q);
+    let worker = |w: &QueueWorker| {
+        json!({
+            "session": w.session.to_string(), "identity": w.identity, "build_id": w.build_id,
+            "run_slots": w.run_slots, "step_slots": w.step_slots,
+        })
+    };
+    let waits = |w: &WaitingType| {
+        let kind = if w.is_step { "step" } else { "workflow_type" };
+        json!({ kind: w.name, "waiting": w.waiting })
+    };
+    value["workers"] = q.workers.iter().map(worker).collect();
+    value["types_without_worker"] = q.types_without_worker.iter().map(waits).collect();
+    value
 }
 
 /// A run's row in the database.
@@ -265,28 +288,4 @@ fn attributes(body: &EventBody) -> Value {
         }
         EventBody::Ignored { .. } => json!({}),
     }
-}
-
-/// An event on one line, for people.
-pub(crate) fn event_line(e: &Event) -> String {
-    let mut text = format!("{:>4}  {}  {:<16}", e.seq, &time(e.at)[11..23], e.body.kind());
-    if let Value::Object(attributes) = attributes(&e.body) {
-        let mut shown = 0;
-        for (name, value) in attributes {
-            let empty = value.is_null() || value == json!("") || value == json!([]);
-            let noise = matches!(
-                name.as_str(),
-                "session_id" | "request_id" | "namespace" | "task_queue" | "signal_id"
-            );
-            if empty || noise || shown > 5 {
-                continue;
-            }
-            let value = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-            let short: String = value.chars().take(60).collect();
-            let more = if value.chars().count() > 60 { "…" } else { "" };
-            text.push_str(&format!("  {name}={}{more}", printable(&short)));
-            shown += 1;
-        }
-    }
-    text
 }

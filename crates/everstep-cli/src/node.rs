@@ -175,3 +175,10 @@ pub(crate) fn parse_lease(text: &str) -> Result<Duration, String> {
     let lease = parse_duration(text)?;
     if LEASES.contains(&lease) { Ok(lease) } else { Err("must be 1s to 1h".to_owned()) }
 }
+
+/// How long a call may wait for a worker: at most as long as a server lets it.
+pub(crate) fn parse_patience(text: &str) -> Result<Duration, String> {
+    let wait = parse_duration(text)?;
+    let most = Duration::from_secs(60);
+    if wait.is_zero() || wait > most { Err("must be 1ms to 60s".to_owned()) } else { Ok(wait) }
+}

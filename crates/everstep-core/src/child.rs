@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, Failure, OpId, Payload, RetryPolicy, ReusePolicy, RunId, RunStatus, Seq};
+use crate::{Duration, Failure, Notes, OpId, Payload, RetryPolicy, ReusePolicy, RunId, RunStatus, Seq};
 
 /// The workflow started a child. Its run begins a moment later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct ChildScheduled {
     pub on_parent_close: ParentClose,
     /// The code asked to be told of the start.
     pub report_start: bool,
+    /// What the child says about itself from its start.
+    #[serde(default)]
+    pub notes: Notes,
 }
 
 /// What becomes of a child whose parent ends first.

@@ -141,11 +141,13 @@ impl Attach {
     }
 }
 
-/// The end of a claim whose session is closed.
+/// The end of a claim whose session is closed, or whose owner did what it must not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detach {
-    /// The closed session. If the run is owned by another one by now, nothing happens.
+    /// The owner's session. If the run is owned by another one by now, nothing happens.
     pub session: SessionId,
+    /// Why what the owner did was refused; `None` when its session is closed.
+    pub refused: Option<String>,
 }
 
 /// What the owner of a run did since its last commit. Recorded whole or not at all.

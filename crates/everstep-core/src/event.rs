@@ -312,6 +312,9 @@ pub struct ParentLink {
     pub scheduled: Seq,
     /// The code asked to be told of the start.
     pub report_start: bool,
+    /// Generations above that run: 0 when it is nobody's child.
+    #[serde(default)]
+    pub above: u32,
 }
 
 /// W3C trace context; both empty when there was none.
@@ -613,6 +616,7 @@ impl EventBody {
         let notes = match self {
             Self::RunStarted(started) => started.notes.bytes(),
             Self::AttributesUpserted { notes, .. } => notes.bytes(),
+            Self::ChildScheduled(scheduled) => scheduled.notes.bytes(),
             _ => 0,
         };
         self.payload().map_or(0, |payload| payload.data.len()) + notes

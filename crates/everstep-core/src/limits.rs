@@ -6,6 +6,8 @@ use crate::Duration;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Largest single payload, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Kinds of failures that a retry policy may name; each of them is at most [`NAME_BYTES_MAX`] long.
+pub const RETRY_KINDS_MAX: usize = 1_000;
 /// Longest failure or reason text that is kept, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Events in a history from which on the run shows a warning.
@@ -36,6 +38,8 @@ pub const UPDATES_MAX: usize = 2_000;
 pub const UPDATES_OPEN_MAX: usize = 100;
 /// Children of a run that have not ended, at a time.
 pub const CHILDREN_OPEN_MAX: usize = 10_000;
+/// Generations of children below a run that is nobody's child.
+pub const GENERATIONS_MAX: u32 = 64;
 /// Changes of its code that a run may have marked.
 pub const CHANGES_MAX: usize = 1_000;
 /// Search attributes of a run.

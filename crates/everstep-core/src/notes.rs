@@ -145,7 +145,11 @@ impl Attribute {
         }
     }
 
-    fn check(&self) -> Result<(), Rejection> {
+    /// Refuses a value that a run may not have.
+    ///
+    /// # Errors
+    /// [`Rejection`] that says what is too much, or wrong.
+    pub fn check(&self) -> Result<(), Rejection> {
         let over = |what, actual: usize, limit: usize| {
             Err(Rejection::LimitExceeded { what, actual: actual as u64, limit: limit as u64 })
         };

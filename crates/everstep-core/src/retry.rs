@@ -100,6 +100,16 @@ impl RetryPolicy {
         if self.maximum_interval > limits::DURATION_MAX {
             return bad("retry.maximum_interval", "must not be longer than 100 years");
         }
+        let (kinds, limit) = (&self.non_retryable_kinds, limits::RETRY_KINDS_MAX);
+        if kinds.len() > limit {
+            let (actual, limit) = (kinds.len() as u64, limit as u64);
+            return Err(Rejection::LimitExceeded { what: "retry.non_retryable_kinds", actual, limit });
+        }
+        // A kind that no failure can have would silently never match.
+        let fits = |kind: &String| kind.len() <= limits::NAME_BYTES_MAX && !kind.contains('\0');
+        if !kinds.iter().all(fits) {
+            return bad("retry.non_retryable_kinds", "must be of at most 255 bytes each, without NUL");
+        }
         Ok(())
     }
 }

@@ -5,8 +5,8 @@ use sha2::{Digest, Sha256};
 
 use crate::run::{check_payload, cut};
 use crate::{
-    Actor, Attribute, CommandId, Duration, Event, EventBody, FirstMessage, Notes, Payload, Rejection,
-    RetryPolicy, RunId, RunStarted, RunStatus, StartRun, Timestamp, limits, validate_name,
+    Actor, Attribute, CommandId, Duration, Event, EventBody, FirstMessage, Notes, ParentLink, Payload,
+    Rejection, RetryPolicy, RunId, RunStarted, RunStatus, StartRun, Timestamp, limits, validate_name,
 };
 
 /// What to do when a closed run holds the workflow id.
@@ -231,8 +231,21 @@ fn validate(request: &StartRun) -> Result<(), Rejection> {
         policy.validate()?;
     }
     request.notes.check()?;
+    check_generation(request.origin.parent.as_ref())?;
     request.first.iter().try_for_each(FirstMessage::validate)?;
     check_run_timeout(request.run_timeout)
+}
+
+/// A workflow that starts itself as its own child would never come to an end.
+fn check_generation(parent: Option<&ParentLink>) -> Result<(), Rejection> {
+    let generation = parent.map_or(0, |parent| u64::from(parent.above) + 1);
+    let limit = u64::from(limits::GENERATIONS_MAX);
+    if generation > limit {
+        // Who reads it is the author of the workflow.
+        let what = "the child's generation (let one run start them all, or continue as new instead)";
+        return Err(Rejection::LimitExceeded { what, actual: generation, limit });
+    }
+    Ok(())
 }
 
 /// A run lives for some time, if there is a limit.

@@ -3,8 +3,8 @@
 use async_nats::{HeaderMap, HeaderValue};
 use bolero::check;
 use bytes::{Bytes, BytesMut};
-use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
-use everstep_dispatch::{HintKind, HintQueue, Notice, TaskHint};
+use everstep_core::{NodeId, QueueKey, RunId};
+use everstep_dispatch::{HintQueue, Notice, TaskHint};
 use everstep_fuzz::{bent, bytes};
 use uuid::Uuid;
 
@@ -21,12 +21,8 @@ fn queue() -> HintQueue {
 #[test]
 fn hints() {
     let run_id = RunId::from_uuid(Uuid::from_u128(7));
-    let (_, sample) = encode_hint(&TaskHint {
-        run_id,
-        queue: queue().queue,
-        kind: HintKind::Run,
-        trace: TraceContext::default(),
-    });
+    let needs = "work".to_owned();
+    let (_, sample) = encode_hint(&TaskHint { needs, passes: 3, ..TaskHint::new(run_id, queue()) });
     check!().with_iterations(ITERATIONS).with_generator((bytes(24), bytes(64))).for_each(
         |(payload, header)| {
             let mut headers = HeaderMap::new();

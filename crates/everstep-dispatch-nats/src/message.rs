@@ -2,7 +2,7 @@
 
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::{Bytes, BytesMut};
-use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
+use everstep_core::{NodeId, QueueKey, RunId, TraceContext, limits};
 use everstep_dispatch::{HintKind, HintQueue, Notice, TaskHint};
 use everstep_proto::internal as wire;
 use prost::{DecodeError, Message};
@@ -40,6 +40,8 @@ pub(crate) fn encode_hint(hint: &TaskHint) -> (HeaderMap, Bytes) {
         namespace: hint.queue.namespace.clone(),
         task_queue: hint.queue.task_queue.clone(),
         step: hint.kind == HintKind::Step,
+        needs: hint.needs.clone(),
+        passes: hint.passes,
     };
     let mut headers = HeaderMap::new();
     for (name, value) in [(TRACEPARENT, &hint.trace.traceparent), (TRACESTATE, &hint.trace.tracestate)] {
@@ -60,12 +62,15 @@ pub(crate) fn decode_hint(
     headers: Option<&HeaderMap>,
     payload: &Bytes,
 ) -> Result<TaskHint, Garbage> {
-    let wire::TaskHint { run_id, namespace, task_queue, step } =
+    let wire::TaskHint { run_id, namespace, task_queue, step, needs, passes } =
         wire::TaskHint::decode(payload.clone()).map_err(Garbage::NotProtobuf)?;
     let hint = TaskHint {
         run_id: RunId::from_uuid(uuid(&run_id, "run_id")?),
         queue: QueueKey { namespace, task_queue },
         kind: if step { HintKind::Step } else { HintKind::Run },
+        // No code has such a name: whoever hears of the hint looks for itself.
+        needs: if needs.len() <= limits::NAME_BYTES_MAX { needs } else { String::new() },
+        passes,
         trace: trace_of(headers),
     };
     // Who may publish is granted by subject: a message must not reach further than its own.

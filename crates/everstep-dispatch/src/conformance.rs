@@ -73,8 +73,8 @@ fn fresh_queue() -> HintQueue {
 }
 
 fn hint(queue: &HintQueue) -> TaskHint {
-    let HintQueue { kind, queue } = queue.clone();
-    TaskHint { run_id: RunId::from_uuid(id()), queue, kind, trace: TraceContext::default() }
+    let needs = "work".to_owned();
+    TaskHint { needs, passes: 2, ..TaskHint::new(RunId::from_uuid(id()), queue.clone()) }
 }
 
 async fn publish(node: &dyn Dispatch, queue: &HintQueue) -> TaskHint {

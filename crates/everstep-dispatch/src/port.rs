@@ -35,7 +35,7 @@ impl HintQueue {
     }
 }
 
-/// "This run needs a worker", or has a step that does. Ids only, never user data.
+/// "This run needs a worker", or has a step that does. Ids and names of code only, never user data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskHint {
     /// The run.
@@ -44,12 +44,23 @@ pub struct TaskHint {
     pub queue: QueueKey,
     /// What needs the worker.
     pub kind: HintKind,
+    /// What the worker has to have: the workflow type, or the step's name. Empty when that is not known.
+    #[serde(default)]
+    pub needs: String,
+    /// How many nodes have handed it on because none of their workers has that.
+    #[serde(default)]
+    pub passes: u32,
     /// Trace context of whoever caused this, carried in the message's headers.
     #[serde(skip)]
     pub trace: TraceContext,
 }
 
 impl TaskHint {
+    /// A hint of which no more is known than its run and where it waits.
+    pub fn new(run_id: RunId, HintQueue { kind, queue }: HintQueue) -> Self {
+        Self { run_id, queue, kind, needs: String::new(), passes: 0, trace: TraceContext::default() }
+    }
+
     /// Where it waits.
     pub fn place(&self) -> HintQueue {
         HintQueue { kind: self.kind, queue: self.queue.clone() }

@@ -413,9 +413,9 @@ pub enum WorkerOut {
         /// It is over, whatever its worker says; otherwise its end still counts.
         gone: bool,
     },
-    /// The store has this attempt as the worker's, and nobody here gave it out: does the worker have it? One that does
-    /// not says [`StepSaid::Returned`](crate::StepSaid::Returned). One that has left this stream says nothing, and may
-    /// well run it.
+    /// The store has this attempt as the worker's, and nobody here gave it out, or its end could not be recorded: does
+    /// the worker have it? One that does not says [`StepSaid::Returned`](crate::StepSaid::Returned), one that has ended
+    /// it says the end again. One that has left this stream says nothing, and may well run it.
     StepAsk(StepKey),
     /// What a worker said last about an attempt is settled.
     StepAck {

@@ -1,6 +1,7 @@
 //! Who on this node waits for news of which run.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ const NAMES_MAX: usize = 16_384;
 const END_BYTES_MAX: usize = 4_096;
 /// How long a waiter trusts silence when other nodes may append unheard.
 const TAIL_CHECK: Duration = Duration::from_secs(1);
+/// Runs that are looked at in one read.
+const LOOK_MAX: usize = 1_000;
 
 #[derive(Clone, Debug, Default)]
 struct News {
@@ -34,13 +37,15 @@ struct Inner {
     open_here: HashSet<RunId>,
     ends: Recent<Arc<Closed>>,
     names: Recent<Name>,
+    hashes: RandomState,
 }
 
-/// What a run is called, which never changes.
+/// What a run is called, which never changes: hashes with a key of this process, because so many names are no small thing
+/// and nobody can look for two that are alike.
 #[derive(Debug)]
 struct Name {
-    namespace: String,
-    workflow_id: String,
+    namespace: u64,
+    workflow_id: u64,
 }
 
 /// What was learned last of each run, up to a limit; the oldest gives way.
@@ -96,6 +101,7 @@ impl Hub {
             open_here: HashSet::new(),
             ends: Recent::new(ENDS_MAX),
             names: Recent::new(NAMES_MAX),
+            hashes: RandomState::new(),
         };
         Self { inner: Arc::new(Mutex::new(inner)), shared_with_others }
     }
@@ -149,15 +155,28 @@ impl Hub {
 
     /// The run has this name.
     pub(crate) fn named(&self, run: RunId, namespace: &str, workflow_id: &str) {
-        let name = Name { namespace: namespace.to_owned(), workflow_id: workflow_id.to_owned() };
-        lock(&self.inner).names.insert(run, name);
+        let mut inner = lock(&self.inner);
+        let (namespace, workflow_id) = (inner.hashes.hash_one(namespace), inner.hashes.hash_one(workflow_id));
+        inner.names.insert(run, Name { namespace, workflow_id });
     }
 
     /// True when the run is known to be in the namespace and, if one is given, to have the workflow id.
     pub(crate) fn is_named(&self, run: RunId, namespace: &str, workflow_id: Option<&str>) -> bool {
-        lock(&self.inner).names.of.get(&run).is_some_and(|name| {
-            name.namespace == namespace && workflow_id.is_none_or(|w| w == name.workflow_id)
+        let inner = lock(&self.inner);
+        let hash = |text: &str| inner.hashes.hash_one(text);
+        inner.names.of.get(&run).is_some_and(|name| {
+            name.namespace == hash(namespace) && workflow_id.is_none_or(|w| name.workflow_id == hash(w))
         })
+    }
+
+    /// Runs that somebody waits for and that have not ended as far as is known here.
+    fn open_waited_for(&self) -> Vec<RunId> {
+        let inner = lock(&self.inner);
+        let open = |sender: &watch::Sender<News>| {
+            let news = sender.borrow();
+            !news.ended && news.closed.is_none()
+        };
+        inner.waiting.iter().filter(|(_, sender)| open(sender)).map(|(run, _)| *run).collect()
     }
 
     fn end(&self, run: RunId) -> Option<Arc<Closed>> {
@@ -195,7 +214,8 @@ impl Watch {
     }
 
     /// Waits for the run's end as this node hears of it, at most until `until`. On a single node every
-    /// end passes through here, also that of a run which is not in memory now.
+    /// end passes through here, also that of a run which is not in memory now; of one that another node ended
+    /// unheard, [`looks`] tells.
     async fn closed(&mut self, until: Instant) -> Option<Arc<Closed>> {
         let wait = async {
             loop {
@@ -251,14 +271,29 @@ pub(crate) async fn wait_closed(
         if let Some(closed) = hub.end(run) {
             return Ok(Some((*closed).clone()));
         }
-        let until = if hub.shared_with_others { deadline.min(Instant::now() + TAIL_CHECK) } else { deadline };
-        if let Some(closed) = watch.closed(until).await {
+        if let Some(closed) = watch.closed(deadline).await {
             return Ok(Some((*closed).clone()));
         }
         if Instant::now() >= deadline {
             return Ok(None);
         }
         known_open = false;
+    }
+}
+
+/// Looks, for all that wait here at once, whether another node ended their runs and was not heard.
+pub(crate) async fn looks(shared: Arc<Shared>) {
+    if !shared.hub.shared_with_others {
+        return;
+    }
+    loop {
+        tokio::time::sleep(TAIL_CHECK).await;
+        let open = shared.hub.open_waited_for();
+        for runs in open.chunks(LOOK_MAX) {
+            // Without an answer the next look asks again.
+            let closed = shared.store.closed_among(runs).await.unwrap_or_default();
+            closed.into_iter().for_each(|run| shared.hub.ended_elsewhere(run, 0));
+        }
     }
 }
 
@@ -288,3 +323,6 @@ async fn read_closed(shared: &Shared, run: RunId) -> Result<Option<Closed>, Erro
     };
     Ok(Some(closed))
 }
+
+#[cfg(test)]
+mod tests;

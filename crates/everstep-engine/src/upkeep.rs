@@ -21,6 +21,10 @@ pub struct Upkeep {
     pub blocked_runs: u64,
     /// How long the oldest task has waited for a worker; zero when none waits.
     pub oldest_task: Duration,
+    /// Events that other runs have perhaps not heard of, counted up to a limit.
+    pub untold: u64,
+    /// How long the oldest of them has waited; zero when there is none.
+    pub oldest_untold: Duration,
     /// Since the last pass of the sweep that came to its end; before the first, since the start.
     pub sweep_lag: StdDuration,
     /// Runs that this node took from a worker whose session had ended, since start.

@@ -39,11 +39,19 @@ pub enum Bug {
     ChildIdRandom,
     /// A workflow that goes on takes along only what its code had seen.
     CarrySeenOnly,
+    /// What is known of an update's id before its code is asked is not looked at again when it is accepted.
+    AcceptUpdateTwice,
+    /// What has to wait for its turn to be told is forgotten, and left to the sweep.
+    ForgetItsTurn,
+    /// What runs tell one another is told side by side.
+    TellSideBySide,
+    /// The end of an attempt of a queued step counts, though the attempt was given up and another one is due.
+    AcceptStaleAttempt,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::SkipEpochCheck,
         Self::ReplyBeforeCommit,
         Self::BlindRetry,
@@ -62,6 +70,10 @@ impl Bug {
         Self::DeliverAndForget,
         Self::ChildIdRandom,
         Self::CarrySeenOnly,
+        Self::AcceptUpdateTwice,
+        Self::ForgetItsTurn,
+        Self::TellSideBySide,
+        Self::AcceptStaleAttempt,
     ];
 }
 

@@ -11,6 +11,8 @@ pub mod trace;
 pub mod wire;
 
 mod generated;
+#[cfg(test)]
+mod samples;
 
 pub use generated::FILE_DESCRIPTOR_SET;
 pub use generated::everstep::api::v1 as api;

@@ -268,13 +268,62 @@ fn commands() -> Vec<CommitCommand> {
     ]
 }
 
+/// What concerns other runs, and what a run says about itself, as the wire has it.
+fn commands_of_the_wire() -> Vec<Vec<u8>> {
+    use api::command::Command;
+    use history::external_requested::{Action, Target};
+    use history::search_attribute::Value;
+    let (input, op_id) = (Some(encode_payload(&Payload::json("1"))), 1);
+    let attribute = |value| history::SearchAttribute { value: Some(value) };
+    let keywords = history::KeywordList { values: vec!["a".to_owned(), "b".to_owned()] };
+    let values = [Value::Keyword("k".to_owned()), Value::Keywords(keywords), Value::Float(1.5)];
+    let attributes = values.into_iter().enumerate().map(|(n, value)| (format!("a{n}"), attribute(value)));
+    let changes =
+        attributes.clone().map(|(name, value)| (name, history::SearchAttributeChange { value: Some(value) }));
+    let entry = history::MemoChange { value: input.clone() };
+    let child = history::ChildScheduled {
+        child_id: 1,
+        workflow_type: "ship".to_owned(),
+        input: input.clone(),
+        memo: [("note".to_owned(), history::Payload::default())].into(),
+        search_attributes: attributes.collect(),
+        ..history::ChildScheduled::default()
+    };
+    let signal = history::ExternalSignal { name: "go".to_owned(), input: input.clone() };
+    let (target, action) = (Some(Target::WorkflowId("w".to_owned())), Some(Action::Signal(signal)));
+    let upsert = api::Upsert {
+        op_id,
+        search_attributes: changes.collect(),
+        memo: [("note".to_owned(), entry)].into(),
+    };
+    let next = api::ContinueAsNew { input, unconsumed: vec![2, 3], ..api::ContinueAsNew::default() };
+    let all = [
+        Command::StartChild(child),
+        Command::RequestExternal(history::ExternalRequested { op_id, target, action }),
+        Command::Upsert(upsert),
+        Command::ContinueAsNew(next),
+    ];
+    let commit = |command| api::Commit {
+        run_id: run().to_string(),
+        epoch: 1,
+        number: 1,
+        seen_seq: 2,
+        commands: vec![api::Command { command: Some(command) }],
+        ahead_at: None,
+    };
+    all.map(|command| commit(command).encode_to_vec()).into()
+}
+
 #[test]
 fn commits_of_workers() {
-    let samples: Vec<_> = commands()
+    let mut samples: Vec<_> = commands()
         .into_iter()
         .map(|command| WorkerCommit { epoch: 1, number: 1, seen: 2, commands: vec![command], ahead: None })
         .map(|commit| encode_commit(run(), &commit).encode_to_vec())
         .collect();
+    samples.extend(commands_of_the_wire());
+    let read = |bytes: &Vec<u8>| api::Commit::decode(&bytes[..]).ok().map(decode_commit);
+    assert!(samples.iter().all(|sample| matches!(read(sample), Some(Ok(_)))), "the samples are commits");
     check!().with_iterations(ITERATIONS).with_generator(bytes(64)).for_each(|input: &Vec<u8>| {
         let Ok(wire) = api::Commit::decode(&bent(&samples, input)[..]) else { return };
         let Ok((of_run, commit)) = decode_commit(wire) else { return };
@@ -302,6 +351,18 @@ fn every_message_of_the_wire() {
         read::<api::CancelRunRequest>(input);
         read::<api::TerminateRunRequest>(input);
         read::<api::GetResultRequest>(input);
+        read::<api::QueryRunRequest>(input);
+        read::<api::UpdateRunRequest>(input);
+        read::<api::GetUpdateRequest>(input);
+        read::<api::SignalWithStartRunRequest>(input);
+        read::<api::UpdateWithStartRunRequest>(input);
+        read::<api::ResolveStepRequest>(input);
+        read::<api::FailStepRequest>(input);
+        read::<api::SetQueueLimitsRequest>(input);
+        read::<api::UpdateNamespaceRequest>(input);
+        read::<api::AddSearchAttributesRequest>(input);
+        read::<api::AllowBuildRequest>(input);
+        read::<api::CheckHistoriesRequest>(input);
         read::<api::CreateNamespaceRequest>(input);
         read::<api::GetNamespaceRequest>(input);
         read::<api::ListNamespacesRequest>(input);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use everstep_core::{Attribute, AttributeType, Finite, Notes};
+use everstep_core::{Attribute, AttributeType, Finite, StartRun};
 use everstep_engine::Engine;
 use everstep_proto::api;
 use everstep_proto::wire::decode_attribute;
@@ -74,19 +74,20 @@ impl Declarations {
         )
     }
 
-    /// Refuses the attributes of a start that its namespace has not declared, or with another type.
+    /// Refuses the attributes of a start, which stands in the field `outer`, that its namespace has not declared, or
+    /// with another type.
     pub(crate) async fn check_start(
         &self,
         engine: &Engine,
-        namespace: &str,
-        notes: &Notes,
+        outer: &str,
+        start: &StartRun,
     ) -> Result<(), Status> {
-        if notes.attributes.is_empty() {
+        if start.notes.attributes.is_empty() {
             return Ok(());
         }
-        self.check(engine, namespace, |declared| {
-            for (name, value) in &notes.attributes {
-                let field = format!("search_attributes[{name}]");
+        self.check(engine, &start.namespace, |declared| {
+            for (name, value) in &start.notes.attributes {
+                let field = format!("{outer}search_attributes[{name}]");
                 let kind = type_of(declared, &field, name)?;
                 if kind != value.kind() {
                     return Err(other_type(field, kind, value));

@@ -153,6 +153,8 @@ fn upkeep_figures(upkeep: &Upkeep, text: &mut String) {
         waiting_for_build,
         blocked_runs,
         oldest_task,
+        untold,
+        oldest_untold,
         sweep_lag,
         runs_lost,
         wake_violations,
@@ -163,6 +165,10 @@ fn upkeep_figures(upkeep: &Upkeep, text: &mut String) {
     write_figure(text, "gauge", ("everstep_runs_blocked", blocked), blocked_runs);
     let oldest = "How long the oldest task has waited for a worker, at least.";
     write_figure(text, "gauge", ("everstep_task_oldest_age_seconds", oldest), oldest_task.as_secs_f64());
+    let pending = "Events that other runs have perhaps not heard of, counted up to 10,000.";
+    write_figure(text, "gauge", ("everstep_outbox_pending", pending), untold);
+    let oldest = "How long the oldest of them has waited to be told, at least.";
+    write_figure(text, "gauge", ("everstep_outbox_oldest_seconds", oldest), oldest_untold.as_secs_f64());
     let lag = "Time since the sweep last came to its end.";
     write_figure(text, "gauge", ("everstep_sweep_lag_seconds", lag), sweep_lag.as_secs_f64());
     let lost = "Runs that this node took from a worker whose session had ended.";

@@ -1,14 +1,12 @@
 //! `NamespaceService`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use everstep_core::{Rejection, RetryPolicy, limits};
+use everstep_core::limits;
 use everstep_engine::Engine;
 use everstep_proto::api::{self, namespace_service_server::NamespaceService};
-use everstep_proto::history;
 use everstep_proto::wire::{
-    decode_attribute_type, decode_recorded_policy, encode_attribute_type, encode_duration,
-    encode_recorded_policy, encode_timestamp,
+    decode_attribute_type, encode_attribute_type, encode_duration, encode_recorded_policy, encode_timestamp,
 };
 use everstep_store::{Change, Namespace, NamespaceChange, NamespaceSettings};
 use tonic::{Request, Response, Status};
@@ -126,8 +124,8 @@ impl NamespaceService for NamespaceApi {
             check.refuse("search_attributes", reason::INVALID_ARGUMENT, "must name at least one");
         }
         for (name, kind) in wire.search_attributes.into_iter().take(limits::DECLARED_ATTRIBUTES_MAX + 1) {
-            let name = check.name("search_attributes", name);
             let field = format!("search_attributes[{name}]");
+            let name = check.name(field.clone(), name);
             let kind = check.take(decode_attribute_type(&field, kind).map(Some));
             attributes.extend(kind.map(|kind| (name, kind)));
         }
@@ -165,7 +163,7 @@ fn change(check: &mut Check, wire: api::UpdateNamespaceRequest) -> NamespaceChan
         identity: _,
     } = wire;
     let mut change = NamespaceChange::default();
-    let paths = update_mask.unwrap_or_default().paths;
+    let paths: BTreeSet<String> = update_mask.unwrap_or_default().paths.into_iter().collect();
     if paths.is_empty() {
         check.refuse("update_mask", reason::INVALID_ARGUMENT, "must name at least one field");
     }
@@ -175,8 +173,12 @@ fn change(check: &mut Check, wire: api::UpdateNamespaceRequest) -> NamespaceChan
                 let text = check.text("description", description.clone(), limits::MESSAGE_BYTES_MAX);
                 change.description = Some(text);
             }
-            "default_step_retry" => change.step_retry = Some(policy(check, path, default_step_retry.clone())),
-            "default_run_retry" => change.run_retry = Some(policy(check, path, default_run_retry.clone())),
+            "default_step_retry" => {
+                change.step_retry = Some(default_step_retry.clone().and_then(|p| check.policy(path, p)));
+            }
+            "default_run_retry" => {
+                change.run_retry = Some(default_run_retry.clone().and_then(|p| check.policy(path, p)));
+            }
             "default_run_timeout" => {
                 change.run_timeout = Some(check.run_timeout(path, default_run_timeout));
             }
@@ -189,18 +191,6 @@ fn change(check: &mut Check, wire: api::UpdateNamespaceRequest) -> NamespaceChan
         }
     }
     change
-}
-
-fn policy(check: &mut Check, field: &str, wire: Option<history::RetryPolicy>) -> Option<RetryPolicy> {
-    let policy = check.take(decode_recorded_policy(field, wire?).map(Some))?;
-    match policy.validate() {
-        Ok(()) => {}
-        Err(Rejection::InvalidArgument { problem, .. }) => {
-            check.refuse(field, reason::INVALID_ARGUMENT, problem);
-        }
-        Err(other) => check.refuse(field, reason::INVALID_ARGUMENT, other.to_string()),
-    }
-    Some(policy)
 }
 
 fn encode(namespace: Namespace) -> api::Namespace {

@@ -2,9 +2,9 @@
 
 use everstep_core::QueueKey;
 use everstep_engine::Engine;
-use everstep_proto::api::{self, queue_service_server::QueueService};
+use everstep_proto::api::{self, queue_service_server::QueueService, waiting_type::Kind};
 use everstep_proto::wire::encode_timestamp;
-use everstep_store::{Change, QueueLimits, QueueRecord};
+use everstep_store::{Change, QueueCensus, QueueLimits, QueueRecord, QueueWorker};
 use tonic::{Request, Response, Status};
 
 use crate::check::Check;
@@ -12,6 +12,11 @@ use crate::{administer, page, reason, status};
 
 /// More attempts than this at once after a quiet time are refused.
 const BURST_MAX: u32 = 1_000_000;
+
+/// Workers that an answer names.
+const WORKERS_MAX: usize = 1_000;
+/// Workers, and types of what waits, that are looked at.
+const CENSUS_MAX: usize = 10_000;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -37,8 +42,17 @@ impl QueueService for QueueApi {
         let key = key(&mut check, namespace, task_queue);
         check.finish()?;
         self.known(&key.namespace).await?;
-        let record = self.engine.store().queue(&key).await.map_err(|e| status::of_store(&e))?;
-        Ok(Response::new(api::GetQueueResponse { queue: Some(encode(record)) }))
+        let store = self.engine.store();
+        let record = store.queue(&key).await.map_err(|e| status::of_store(&e))?;
+        let census = store.queue_census(&key, CENSUS_MAX).await.map_err(|e| status::of_store(&e))?;
+        let types_without_worker = without_worker(&census, &key.task_queue);
+        let workers = census.workers.into_iter().take(WORKERS_MAX);
+        let workers = workers.map(|worker| encode_worker(worker, &key.task_queue)).collect();
+        Ok(Response::new(api::GetQueueResponse {
+            queue: Some(encode(record)),
+            workers,
+            types_without_worker,
+        }))
     }
 
     async fn list_queues(
@@ -117,6 +131,32 @@ fn encode_limits(limits: QueueLimits) -> api::QueueLimits {
         max_per_second: max_per_second.unwrap_or_default(),
         burst,
     }
+}
+
+fn encode_worker(worker: QueueWorker, task_queue: &str) -> api::QueueWorker {
+    let QueueWorker { session, identity, build_id, serves } = worker;
+    let has = |queues: &[String]| queues.iter().any(|queue| queue == task_queue);
+    let steps = serves.steps.filter(|steps| has(&steps.task_queues));
+    api::QueueWorker {
+        session_id: session.to_string(),
+        identity,
+        build_id,
+        run_slots: if has(&serves.task_queues) { serves.run_slots } else { 0 },
+        step_slots: steps.map_or(0, |steps| steps.slots),
+    }
+}
+
+/// What waits for somebody who is not there.
+fn without_worker(census: &QueueCensus, task_queue: &str) -> Vec<api::WaitingType> {
+    let runs = census.runs_without_worker(task_queue).into_iter().map(|waits| api::WaitingType {
+        kind: Some(Kind::WorkflowType(waits.name.clone())),
+        waiting: waits.waiting,
+    });
+    let steps = census
+        .steps_without_worker(task_queue)
+        .into_iter()
+        .map(|waits| api::WaitingType { kind: Some(Kind::Step(waits.name.clone())), waiting: waits.waiting });
+    runs.chain(steps).collect()
 }
 
 fn encode(record: QueueRecord) -> api::Queue {

@@ -42,6 +42,9 @@ reasons! {
     ATTRIBUTE_TYPE_MISMATCH, InvalidArgument,
         "The search attribute is declared with another type, which never changes.",
         "Give a value of the declared type, or declare an attribute of another name.";
+    CALLER_SILENT, DeadlineExceeded,
+        "A caller of the replay gate sent nothing for 60 s, and not the end of its histories either.",
+        "Send the histories one after the other, each with its last piece, and close the stream.";
     CONTENTION, Aborted,
         "Other requests kept winning the race for this run. Nothing was written.",
         "Send the same request again.";
@@ -64,8 +67,8 @@ reasons! {
         "A field is missing or holds a value that it may not hold; the field violations say which.",
         "Correct the request.";
     INVALID_COMMANDS, InvalidArgument,
-        "A worker's commit contradicts the run; nothing of it was recorded.",
-        "Report it as a bug of the SDK.";
+        "A worker's commit contradicts the run; nothing of it was recorded, and the run is given to a worker anew.",
+        "Report it as a bug of the SDK. A run whose workers are refused again and again is blocked, and says why.";
     INVALID_DURATION, InvalidArgument,
         "A duration is negative, malformed or out of range.",
         "Give a duration of at most 100 years, such as 90 s.";

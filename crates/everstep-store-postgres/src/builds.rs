@@ -1,12 +1,14 @@
 //! Which code runs wait for, and which is there.
 
 use async_trait::async_trait;
-use everstep_core::{Duration, QueueKey, RunId, RunRow, TaskRow};
+use everstep_core::{Duration, QueueKey, RunId, RunRow, SessionId, TaskRow};
 use everstep_store::{
-    AllowedBuild, Builds, Census, Error, PageToken, RunFilter, RunWant, ServingGroup, WaitingGroup,
+    AllowedBuild, Builds, Census, Error, PageToken, QueueCensus, QueueWorker, RunFilter, RunWant,
+    ServingGroup, WaitingGroup, WaitingType,
 };
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
+use uuid::Uuid;
 
 use crate::PostgresStore;
 use crate::connect::InTime as _;
@@ -72,6 +74,24 @@ fn count(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
+/// What waits in a queue, by the names that a statement counts.
+async fn count_waiting(
+    store: &PostgresStore,
+    statement: &'static str,
+    queue: &QueueKey,
+    limit: i64,
+) -> Result<Vec<WaitingType>, Error> {
+    let counts: Vec<(String, i64)> = sqlx::query_as(statement)
+        .bind(&queue.namespace)
+        .bind(&queue.task_queue)
+        .bind(limit)
+        .fetch_all(&store.pool)
+        .in_time(store.answer_limit)
+        .await
+        .map_err(before)?;
+    Ok(counts.into_iter().map(|(name, n)| WaitingType { name, waiting: count(n) }).collect())
+}
+
 #[async_trait]
 impl Builds for PostgresStore {
     async fn census(&self, age: Duration, limit: usize) -> Result<Census, Error> {
@@ -119,6 +139,39 @@ impl Builds for PostgresStore {
             serving: serving.into_iter().map(serves).collect(),
             allowed: self.allowed_builds(usize::MAX).await?,
         })
+    }
+
+    async fn queue_census(&self, queue: &QueueKey, limit: usize) -> Result<QueueCensus, Error> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let workers: Vec<(Uuid, String, String, String)> = sqlx::query_as(
+            "SELECT session_id, identity, build_id, serves FROM sessions
+              WHERE closed_at IS NULL AND namespace = $1
+                AND (serves::jsonb -> 'task_queues' ? $2 OR serves::jsonb #> '{steps,task_queues}' ? $2)
+              ORDER BY identity COLLATE \"C\", session_id LIMIT $3",
+        )
+        .bind(&queue.namespace)
+        .bind(&queue.task_queue)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .in_time(self.answer_limit)
+        .await
+        .map_err(before)?;
+        let worker = |(session, identity, build_id, serves): (Uuid, String, String, String)| QueueWorker {
+            session: SessionId::from_uuid(session),
+            identity,
+            build_id,
+            serves: serde_json::from_str(&serves).unwrap_or_default(),
+        };
+        let runs = "SELECT workflow_type, count(*) FROM tasks WHERE namespace = $1 AND task_queue = $2
+                     GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $3";
+        let steps = "SELECT name, count(*) FROM step_tasks
+                      WHERE namespace = $1 AND task_queue = $2 AND claim_id IS NULL AND NOT canceled
+                        AND visible_at <= statement_timestamp()
+                      GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $3";
+        let workers = workers.into_iter().map(worker).collect();
+        let (runs, steps) =
+            (count_waiting(self, runs, queue, limit), count_waiting(self, steps, queue, limit));
+        Ok(QueueCensus { workers, runs: runs.await?, steps: steps.await? }.sorted())
     }
 
     async fn task_of(&self, run: RunId) -> Result<Option<TaskRow>, Error> {

@@ -41,19 +41,27 @@ impl Inspect for PostgresStore {
                     (SELECT (max(extract(epoch FROM statement_timestamp() - next_claim_at)
                                  + 2 ^ (least(claims, 5) + 1) - 1 + 60 * greatest(claims - 5, 0))
                              * 1000000)::bigint
-                       FROM (SELECT next_claim_at, claims FROM tasks ORDER BY next_claim_at LIMIT $1) t)",
+                       FROM (SELECT next_claim_at, claims FROM tasks ORDER BY next_claim_at LIMIT $1) t),
+                    o.untold, o.oldest
+               FROM (SELECT count(*) AS untold,
+                            (max(extract(epoch FROM statement_timestamp() - next_at)
+                                 + 2 ^ (least(tries, 5) + 1) - 1 + 60 * greatest(tries - 5, 0))
+                             * 1000000)::bigint AS oldest
+                       FROM (SELECT next_at, tries FROM outbox ORDER BY next_at LIMIT $1) t) o",
         )
         .bind(limit_of(limit))
         .fetch_one(&self.pool)
         .in_time(self.answer_limit)
         .await
         .map_err(before)?;
-        let (blocked, oldest): (i64, Option<i64>) =
-            (row.try_get(0).map_err(before)?, row.try_get(1).map_err(before)?);
-        Ok(Backlog {
-            blocked: u64::try_from(blocked).unwrap_or(0),
-            oldest_task: oldest.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))),
-        })
+        let count = |column: usize| -> Result<u64, Error> {
+            Ok(row.try_get::<i64, _>(column).map_err(before)?.try_into().unwrap_or(0))
+        };
+        let age = |column: usize| -> Result<Option<Duration>, Error> {
+            let micros: Option<i64> = row.try_get(column).map_err(before)?;
+            Ok(micros.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))))
+        };
+        Ok(Backlog { blocked: count(0)?, oldest_task: age(1)?, untold: count(2)?, oldest_untold: age(3)? })
     }
 
     async fn wake_page(

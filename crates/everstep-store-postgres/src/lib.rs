@@ -12,6 +12,7 @@ mod builds;
 mod connect;
 mod doubts;
 mod error;
+mod heads;
 mod inspect;
 mod outbox;
 mod queues;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use everstep_core::{OpId, RunId, RunLink, RunRow, Seq};
+use everstep_core::{Duration, OpId, RunId, RunLink, RunRow, Seq};
 use everstep_store::{Error, Outbox, PageToken, RunFilter};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -17,16 +17,27 @@ use crate::rows::run_row;
 
 #[async_trait]
 impl Outbox for PostgresStore {
-    async fn claim_outbox(&self, limit: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
-        // A run with many events in the outbox has one that is due longest: that one stands for it here.
+    async fn claim_outbox(&self, runs: usize, rows: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
+        // The first row of a run stands for it. Whoever claimed or held the rows meanwhile has changed their time, and
+        // the lock is only taken on what is as it was seen.
         let rows = sqlx::query(
             "WITH due AS MATERIALIZED (
-                 SELECT run_id, min(next_at) AS next_at FROM outbox WHERE next_at <= statement_timestamp()
-                  GROUP BY run_id ORDER BY 2, 1 LIMIT $1),
+                 SELECT d.run_id, f.next_at
+                   FROM (SELECT DISTINCT run_id FROM outbox WHERE next_at <= statement_timestamp()) d
+                  CROSS JOIN LATERAL (
+                        SELECT next_at FROM outbox WHERE run_id = d.run_id ORDER BY seq LIMIT 1) f
+                  WHERE f.next_at <= statement_timestamp()
+                  ORDER BY 2, 1 LIMIT $1),
+             picked AS MATERIALIZED (
+                 SELECT o.run_id, o.seq, o.next_at
+                   FROM due d
+                  CROSS JOIN LATERAL (
+                        SELECT run_id, seq, next_at FROM outbox WHERE run_id = d.run_id ORDER BY seq LIMIT $2) o
+                  ORDER BY d.next_at, o.run_id, o.seq LIMIT $2),
              held AS MATERIALIZED (
                  SELECT o.run_id, o.seq FROM outbox o
-                  WHERE o.run_id = ANY (ARRAY(SELECT run_id FROM due))
-                  ORDER BY o.run_id, o.seq FOR UPDATE SKIP LOCKED)
+                   JOIN picked p ON p.run_id = o.run_id AND p.seq = o.seq AND p.next_at = o.next_at
+                  ORDER BY o.run_id, o.seq FOR UPDATE OF o SKIP LOCKED)
              UPDATE outbox o
                 SET tries = o.tries + 1,
                     next_at = clock_timestamp() + least(60, 1 << least(o.tries + 1, 6)) * interval '1 second'
@@ -34,7 +45,8 @@ impl Outbox for PostgresStore {
               WHERE o.run_id = h.run_id AND o.seq = h.seq
              RETURNING o.run_id, o.seq",
         )
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(i64::try_from(runs).unwrap_or(i64::MAX))
+        .bind(i64::try_from(rows).unwrap_or(i64::MAX))
         .fetch_all(&self.pool)
         .in_time(self.answer_limit)
         .await
@@ -46,6 +58,30 @@ impl Outbox for PostgresStore {
             runs.entry(run).or_default().insert(seq.cast_unsigned());
         }
         Ok(runs.into_iter().map(|(run, seqs)| (run, seqs.into_iter().collect())).collect())
+    }
+
+    async fn hold_outbox(&self, held: &[(RunId, Seq)], hold: Duration) -> Result<(), Error> {
+        let (runs, seqs): (Vec<Uuid>, Vec<i64>) =
+            held.iter().map(|(run, seq)| (run.uuid(), seq.cast_signed())).unzip();
+        // Whoever has a row locked is deleting or claiming it: there is nothing to wait for.
+        sqlx::query(
+            "WITH held AS MATERIALIZED (
+                 SELECT o.run_id, o.seq FROM outbox o
+                   JOIN unnest($1::uuid[], $2::bigint[]) AS h(run_id, seq) ON h.run_id = o.run_id AND h.seq = o.seq
+                  WHERE o.next_at < clock_timestamp() + ($3 / 2) * interval '1 microsecond'
+                  ORDER BY o.run_id, o.seq FOR UPDATE OF o SKIP LOCKED)
+             UPDATE outbox o SET next_at = clock_timestamp() + $3 * interval '1 microsecond'
+               FROM held h
+              WHERE o.run_id = h.run_id AND o.seq = h.seq",
+        )
+        .bind(runs)
+        .bind(seqs)
+        .bind(hold.as_micros().cast_signed())
+        .execute(&self.pool)
+        .in_time(self.answer_limit)
+        .await
+        .map_err(before)?;
+        Ok(())
     }
 
     async fn delete_outbox(&self, heard: &[(RunId, Seq)]) -> Result<(), Error> {
@@ -62,15 +98,6 @@ impl Outbox for PostgresStore {
         .await
         .map_err(before)?;
         Ok(())
-    }
-
-    async fn count_outbox(&self) -> Result<u64, Error> {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox")
-            .fetch_one(&self.pool)
-            .in_time(self.answer_limit)
-            .await
-            .map_err(before)?;
-        Ok(count.cast_unsigned())
     }
 
     async fn run_links(&self, runs: &[RunId]) -> Result<Vec<(RunId, RunLink)>, Error> {

@@ -1,9 +1,10 @@
 //! Queues: their limits, how they stand, and the queued steps in them.
 
 use chrono::{DateTime, Utc};
-use everstep_core::{Duration, OpId, QueueKey, RunId, SessionId};
+use everstep_core::{OpId, QueueKey, RunId, SessionId};
 use everstep_store::{
-    Error, QueueLimits, QueueRecord, StepClaims, StepFilter, StepRecord, StepState, StepWant,
+    Error, QueueLimits, QueueRecord, QueueRoom, StepClaims, StepFilter, StepRecord, StepState, StepWant,
+    stored_limits,
 };
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};
@@ -15,19 +16,8 @@ use crate::error::before;
 use crate::rows::from_db;
 use crate::steps::{claim, task, task_columns};
 
-/// When it is worth to ask again, while as many run as may.
-const AGAIN: Duration = Duration::from_secs(1);
-
 fn count(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
-}
-
-fn limits_of(max_running: Option<i64>, max_per_second: Option<f64>, burst: i64) -> QueueLimits {
-    QueueLimits {
-        max_running: max_running.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
-        max_per_second,
-        burst: u32::try_from(burst).unwrap_or(1),
-    }
 }
 
 /// Claims as the limits of the queue allow; nothing when it has none. Claims of the same queue wait for each other:
@@ -54,13 +44,8 @@ pub(crate) async fn within_limits(
     let Some((max_running, max_per_second, burst, tokens, now)) = row else {
         return Ok(StepClaims::default());
     };
-    let limits = limits_of(max_running, max_per_second, burst);
-    let mut room = (usize::MAX, None);
-    if let Some(rate) = limits.max_per_second {
-        let whole = tokens.floor();
-        let missing = Duration::from_micros(((whole + 1.0 - tokens) / rate * 1e6).ceil() as u64);
-        room = (whole as usize, Some(from_db(now).after(missing)));
-    }
+    let limits = stored_limits(max_running, max_per_second, burst);
+    let mut room = QueueRoom::by_rate(&limits, tokens, from_db(now));
     if let Some(max) = limits.max_running {
         // A statement of its own: it has to see what was claimed before the row above was free.
         let running: i64 = sqlx::query_scalar(
@@ -71,13 +56,9 @@ pub(crate) async fn within_limits(
         .fetch_one(&mut *transaction)
         .await
         .map_err(before)?;
-        let free = (max as usize).saturating_sub(usize::try_from(running).unwrap_or(usize::MAX));
-        if free < room.0 {
-            room = (free, Some(from_db(now).after(AGAIN)));
-        }
+        room = room.by_count(max, usize::try_from(running).unwrap_or(usize::MAX), from_db(now));
     }
-    let (room, again) = room;
-    let claims = claim(&mut transaction, want, limit.min(room), true).await?;
+    let claims = claim(&mut transaction, want, limit.min(room.free), true).await?;
     sqlx::query(
         "UPDATE queue_limits SET tokens = $3, refilled_at = $4 WHERE namespace = $1 AND task_queue = $2",
     )
@@ -89,7 +70,7 @@ pub(crate) async fn within_limits(
     .await
     .map_err(before)?;
     transaction.commit().await.map_err(before)?;
-    let again = again.filter(|_| room < limit && claims.len() == room);
+    let again = room.again_after(limit, claims.len());
     Ok(StepClaims { claims, again })
 }
 
@@ -172,7 +153,7 @@ pub(crate) async fn records(
     let record = |row: &PgRow| -> Result<QueueRecord, sqlx::Error> {
         Ok(QueueRecord {
             task_queue: row.try_get(0)?,
-            limits: limits_of(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?),
+            limits: stored_limits(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?),
             running: count(row.try_get(4)?),
             later: count(row.try_get(5)?),
             waiting: count(row.try_get(6)?),

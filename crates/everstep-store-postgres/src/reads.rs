@@ -7,7 +7,7 @@ use everstep_core::{
     TimerKind, Timestamp,
 };
 use everstep_store::{
-    Append, AppendReply, Catalog, DoubtFilter, DoubtRecord, Error, Log, Namespace, NamespaceSettings,
+    Append, AppendReply, Catalog, DoubtFilter, DoubtRecord, Error, Head, Log, Namespace, NamespaceSettings,
     Outbox as _, PAGE_BYTES_MAX, PageToken, Relay, RunFilter, RunRecord, RunTables, StartRecord,
 };
 use sqlx::Row;
@@ -82,6 +82,13 @@ impl Log for PostgresStore {
         .await
         .map_err(before)?;
         rows.iter().map(|row| event(run, row)).collect()
+    }
+
+    async fn read_heads(&self, runs: &[(RunId, Seq)]) -> Vec<Result<Head, Error>> {
+        match self.heads(runs).await {
+            Ok(heads) => heads,
+            Err(error) => runs.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn now(&self) -> Result<Timestamp, Error> {

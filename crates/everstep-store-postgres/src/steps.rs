@@ -6,13 +6,11 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use everstep_core::{
-    Duration, EventBody, OpId, Payload, QueueKey, RunId, RunStarted, SessionId, StepTask, StepTimeout,
-};
-use everstep_proto::row::EventRow;
+use everstep_core::{Duration, OpId, Payload, QueueKey, RunId, SessionId, StepTask, StepTimeout};
 use everstep_store::{
     AttemptKey, Beat, BeatAnswer, ClaimId, ClaimKey, ClaimRow, Due, DueSteps, Error, QueueLimits,
-    QueueRecord, StepClaim, StepClaims, StepFilter, StepRecord, StepWant, Steps,
+    QueueRecord, StepClaim, StepClaims, StepFilter, StepRecord, StepWant, Steps, stored_beat, stored_number,
+    stored_start,
 };
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -36,10 +34,6 @@ pub(crate) use task_columns;
 
 pub(crate) fn limit_of(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-fn number(what: &str, n: i64) -> Result<u32, Error> {
-    u32::try_from(n).map_err(|_| Error::Corrupt(format!("a queued step has the {what} {n}")))
 }
 
 /// A step task, of the columns from `first` on.
@@ -68,7 +62,11 @@ pub(crate) fn task(row: &PgRow, first: usize) -> Result<StepTask, Error> {
         Ok((task, numbers))
     };
     let (task, (step, attempt)) = read().map_err(before)?;
-    Ok(StepTask { step: OpId(number("number", step)?), attempt: number("attempt", attempt)?, ..task })
+    Ok(StepTask {
+        step: OpId(stored_number("number", step)?),
+        attempt: stored_number("attempt", attempt)?,
+        ..task
+    })
 }
 
 /// Those of one run, sorted.
@@ -150,7 +148,7 @@ fn claimed(claim: ClaimId, row: &PgRow) -> Result<StepClaim, Error> {
         task: task(row, 13)?,
         details: details(row, 27)?,
         event: event(run, row)?,
-        start: started(run, row.try_get(29).map_err(before)?)?,
+        start: stored_start(run, row.try_get(29).map_err(before)?)?,
     })
 }
 
@@ -158,30 +156,6 @@ fn details(row: &PgRow, first: usize) -> Result<Payload, Error> {
     let (encoding, data): (Option<String>, Option<Vec<u8>>) =
         (row.try_get(first).map_err(before)?, row.try_get(first + 1).map_err(before)?);
     Ok(Payload { encoding: encoding.unwrap_or_default(), data: data.map(Bytes::from).unwrap_or_default() })
-}
-
-/// How a run began, of the attrs of its first event: the input stays in the log.
-fn started(run: RunId, attrs: Option<String>) -> Result<RunStarted, Error> {
-    let row = EventRow {
-        run_id: run.uuid(),
-        seq: 1,
-        epoch: 0,
-        command_id: Uuid::nil(),
-        kind: "RunStarted".to_owned(),
-        step: None,
-        step_id: None,
-        attempt: None,
-        at_micros: 0,
-        actor: "system".to_owned(),
-        attrs,
-        encoding: None,
-        payload: None,
-    };
-    match row.decode().map(|event| event.body) {
-        Ok(EventBody::RunStarted(start)) => Ok(*start),
-        Ok(_) => Err(Error::Corrupt(format!("run {run} does not begin with its start"))),
-        Err(error) => Err(Error::Corrupt(format!("run {run}: {error}"))),
-    }
 }
 
 /// The beats with one for each attempt: the newest, with the newest details.
@@ -301,11 +275,7 @@ impl Steps for PostgresStore {
             known.into_iter().map(|(run, step, claim, no)| ((run, step, claim), no)).collect();
         let answer = |beat: &Beat| {
             let key = (beat.key.run.uuid(), i64::from(beat.key.step.0), beat.key.claim.uuid());
-            match known.get(&key) {
-                None => BeatAnswer::Gone,
-                Some(true) => BeatAnswer::Canceled,
-                Some(false) => BeatAnswer::Going,
-            }
+            stored_beat(known.get(&key).copied())
         };
         Ok(beats.iter().map(answer).collect())
     }
@@ -331,11 +301,7 @@ impl Steps for PostgresStore {
         .in_time(self.answer_limit)
         .await
         .map_err(before)?;
-        Ok(match canceled {
-            None => BeatAnswer::Gone,
-            Some(true) => BeatAnswer::Canceled,
-            Some(false) => BeatAnswer::Going,
-        })
+        Ok(stored_beat(canceled))
     }
 
     async fn claims_of(&self, sessions: &[SessionId]) -> Result<Vec<ClaimRow>, Error> {
@@ -350,11 +316,11 @@ impl Steps for PostgresStore {
         .await
         .map_err(before)?;
         let row = |(session, run, step, claim, attempt, claimed_at, canceled)| {
-            let step = OpId(number("number", step)?);
+            let step = OpId(stored_number("number", step)?);
             Ok(ClaimRow {
                 session: SessionId::from_uuid(session),
                 key: ClaimKey { run: RunId::from_uuid(run), step, claim: ClaimId::from_uuid(claim) },
-                attempt: number("attempt", attempt)?,
+                attempt: stored_number("attempt", attempt)?,
                 claimed_at: from_db(claimed_at),
                 canceled,
             })
@@ -474,7 +440,7 @@ impl PostgresStore {
 }
 
 fn key(run: Uuid, step: i64, attempt: i64) -> Result<AttemptKey, Error> {
-    let (step, attempt) = (OpId(number("number", step)?), number("attempt", attempt)?);
+    let (step, attempt) = (OpId(stored_number("number", step)?), stored_number("attempt", attempt)?);
     Ok(AttemptKey { run: RunId::from_uuid(run), step, attempt })
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use everstep_core::{AttributeType, Timestamp};
 use everstep_store::{
     Admin, AdminRequest, Administered, Change, Error, NamespaceChange, NamespaceSettings, REQUESTS_KEPT,
-    to_declare,
+    stored_attribute, to_declare,
 };
 use sqlx::{Row, SqliteConnection};
 
@@ -35,13 +35,8 @@ impl Admin for SqliteStore {
                 .fetch_all(self.readers())
                 .await
                 .map_err(|e| before_commit(&e))?;
-        rows.into_iter().map(declared).collect()
+        rows.into_iter().map(stored_attribute).collect()
     }
-}
-
-fn declared((name, kind): (String, String)) -> Result<(String, AttributeType), Error> {
-    let unknown = || Error::Corrupt(format!("search attribute {name} has the type {kind:?}"));
-    AttributeType::parse(&kind).ok_or_else(unknown).map(|kind| (name.clone(), kind))
 }
 
 /// A request is noted last, so that what is refused leaves nothing behind; nobody else writes meanwhile.
@@ -173,7 +168,7 @@ async fn add_attributes(
             .bind(namespace)
             .fetch_all(&mut *connection)
             .await?;
-    let known = match known.into_iter().map(declared).collect() {
+    let known = match known.into_iter().map(stored_attribute).collect() {
         Ok(known) => known,
         Err(damaged) => return Ok(Err(damaged)),
     };

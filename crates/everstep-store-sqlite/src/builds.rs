@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use everstep_core::{Duration, QueueKey, RunId, RunRow, TaskRow};
 use everstep_store::{
-    AllowedBuild, Builds, Census, Error, PageToken, RunFilter, RunWant, ServingGroup, WaitingGroup,
+    AllowedBuild, Builds, Census, Error, PageToken, QueueCensus, QueueWorker, RunFilter, RunWant,
+    ServingGroup, WaitingGroup, WaitingType,
 };
 use serde_json::{Value, json};
 use sqlx::SqliteConnection;
@@ -12,7 +13,7 @@ use sqlx::sqlite::SqliteRow;
 use crate::SqliteStore;
 use crate::catalog::queue_key;
 use crate::error::before_commit;
-use crate::rows::{get, limit as sql_limit, run_columns, run_row};
+use crate::rows::{get, limit as sql_limit, run_columns, run_row, session_id};
 
 /// Wants as a claim is bound to them: fields that do not restrict are left out.
 pub(crate) fn wants_json(wants: &[RunWant]) -> Value {
@@ -74,6 +75,15 @@ fn count(row: &SqliteRow, column: usize) -> Result<u64, Error> {
     Ok(u64::try_from(get::<i64>(row, column)?).unwrap_or(0))
 }
 
+/// What waits in a queue, by the names that a statement counts.
+async fn count_waiting(
+    store: &SqliteStore,
+    statement: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+) -> Result<Vec<WaitingType>, Error> {
+    let counts = statement.fetch_all(store.readers()).await.map_err(|e| before_commit(&e))?;
+    counts.iter().map(|row| Ok(WaitingType { name: get(row, 0)?, waiting: count(row, 1)? })).collect()
+}
+
 #[async_trait]
 impl Builds for SqliteStore {
     async fn census(&self, age: Duration, limit: usize) -> Result<Census, Error> {
@@ -120,6 +130,47 @@ impl Builds for SqliteStore {
             serving: serving.iter().map(serves).collect::<Result<_, Error>>()?,
             allowed: self.allowed_builds(usize::MAX).await?,
         })
+    }
+
+    async fn queue_census(&self, queue: &QueueKey, limit: usize) -> Result<QueueCensus, Error> {
+        let workers = sqlx::query(
+            "SELECT session_id, identity, build_id, serves FROM sessions
+              WHERE closed_at IS NULL AND namespace = ?1
+                AND (EXISTS (SELECT 1 FROM json_each(serves, '$.task_queues') WHERE value = ?2)
+                     OR EXISTS (SELECT 1 FROM json_each(serves, '$.steps.task_queues') WHERE value = ?2))
+              ORDER BY identity, session_id LIMIT ?3",
+        )
+        .bind(&queue.namespace)
+        .bind(&queue.task_queue)
+        .bind(sql_limit(limit))
+        .fetch_all(self.readers())
+        .await
+        .map_err(|e| before_commit(&e))?;
+        let worker = |row: &SqliteRow| {
+            Ok(QueueWorker {
+                session: session_id(row, 0)?,
+                identity: get(row, 1)?,
+                build_id: get(row, 2)?,
+                serves: serde_json::from_str(&get::<String>(row, 3)?).unwrap_or_default(),
+            })
+        };
+        let of_queue = |statement: &'static str| {
+            let statement = sqlx::query(statement).bind(&queue.namespace).bind(&queue.task_queue);
+            statement.bind(sql_limit(limit))
+        };
+        let runs = of_queue(
+            "SELECT workflow_type, count(*) FROM tasks WHERE namespace = ?1 AND task_queue = ?2
+              GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?3",
+        );
+        let steps = of_queue(
+            "SELECT name, count(*) FROM step_tasks
+              WHERE namespace = ?1 AND task_queue = ?2 AND claim_id IS NULL AND NOT canceled AND visible_at <= ?4
+              GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?3",
+        );
+        let steps = steps.bind(self.inner.clock.now().as_micros());
+        let workers = workers.iter().map(worker).collect::<Result<_, Error>>()?;
+        let (runs, steps) = (count_waiting(self, runs), count_waiting(self, steps));
+        Ok(QueueCensus { workers, runs: runs.await?, steps: steps.await? }.sorted())
     }
 
     async fn task_of(&self, run: RunId) -> Result<Option<TaskRow>, Error> {

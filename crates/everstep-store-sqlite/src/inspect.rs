@@ -32,18 +32,24 @@ impl Inspect for SqliteStore {
                                             ORDER BY namespace, task_queue, run_id LIMIT ?1)),
                     (SELECT max(?2 - next_claim_at
                                 + 1000000 * ((2 << min(claims, 5)) - 1 + 60 * max(claims - 5, 0)))
-                       FROM (SELECT next_claim_at, claims FROM tasks ORDER BY next_claim_at LIMIT ?1))",
+                       FROM (SELECT next_claim_at, claims FROM tasks ORDER BY next_claim_at LIMIT ?1)),
+                    o.untold, o.oldest
+               FROM (SELECT count(*) AS untold,
+                            max(?2 - next_at + 1000000 * ((2 << min(tries, 5)) - 1 + 60 * max(tries - 5, 0)))
+                              AS oldest
+                       FROM (SELECT next_at, tries FROM outbox ORDER BY next_at LIMIT ?1)) o",
         )
         .bind(sql_limit(limit))
         .bind(self.inner.clock.now().as_micros())
         .fetch_one(self.readers())
         .await
         .map_err(|e| before_commit(&e))?;
-        let oldest = get::<Option<i64>>(&row, 1)?;
-        Ok(Backlog {
-            blocked: get::<i64>(&row, 0)?.cast_unsigned(),
-            oldest_task: oldest.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))),
-        })
+        let count = |column: usize| Ok::<_, Error>(get::<i64>(&row, column)?.cast_unsigned());
+        let age = |column: usize| {
+            let micros = get::<Option<i64>>(&row, column)?;
+            Ok::<_, Error>(micros.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))))
+        };
+        Ok(Backlog { blocked: count(0)?, oldest_task: age(1)?, untold: count(2)?, oldest_untold: age(3)? })
     }
 
     async fn wake_page(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use everstep_core::{Event, RunId, Seq, Timestamp};
-use everstep_store::{Append, AppendReply, Error, Log, PAGE_BYTES_MAX, Verdict};
+use everstep_store::{Append, AppendReply, Error, HEAD_MAX, Head, Log, PAGE_BYTES_MAX, Verdict};
 use futures::TryStreamExt;
 
 use crate::SqliteStore;
@@ -34,6 +34,25 @@ impl Log for SqliteStore {
     }
 
     async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
+        self.page(run, after, limit).await.map(|head| head.events)
+    }
+
+    async fn read_heads(&self, runs: &[(RunId, Seq)]) -> Vec<Result<Head, Error>> {
+        let mut heads = Vec::with_capacity(runs.len());
+        for (run, after) in runs {
+            heads.push(self.page(*run, *after, HEAD_MAX).await);
+        }
+        heads
+    }
+
+    async fn now(&self) -> Result<Timestamp, Error> {
+        Ok(self.inner.clock.now())
+    }
+}
+
+impl SqliteStore {
+    /// A page of a run's events, and whether more follow.
+    async fn page(&self, run: RunId, after: Seq, limit: usize) -> Result<Head, Error> {
         let mut rows = sqlx::query(concat!(
             "SELECT ",
             event_columns!(),
@@ -45,11 +64,14 @@ impl Log for SqliteStore {
         ))
         .bind(run.uuid())
         .bind(i64::try_from(after).unwrap_or(i64::MAX))
-        .bind(sql_limit(limit))
+        .bind(sql_limit(limit.saturating_add(1)))
         .fetch(self.readers());
         let mut events: Vec<Event> = Vec::new();
         let mut bytes = 0;
         while let Some(row) = rows.try_next().await.map_err(|e| before_commit(&e))? {
+            if events.len() == limit {
+                return Ok(Head { events, more: true });
+            }
             let event = event(run, &row)?;
             let expected = events.last().map_or(after, |e| e.seq).saturating_add(1);
             if event.seq != expected {
@@ -58,14 +80,10 @@ impl Log for SqliteStore {
             }
             bytes += event.body.data_bytes();
             if bytes > PAGE_BYTES_MAX && !events.is_empty() {
-                break;
+                return Ok(Head { events, more: true });
             }
             events.push(event);
         }
-        Ok(events)
-    }
-
-    async fn now(&self) -> Result<Timestamp, Error> {
-        Ok(self.inner.clock.now())
+        Ok(Head { events, more: false })
     }
 }

@@ -19,6 +19,12 @@ use crate::sql::ManyRows;
 const GRACE: Duration = Duration::from_secs(1);
 
 static DELETED: ManyRows = ManyRows::new("DELETE FROM outbox WHERE (run_id, seq) IN (VALUES ", "(?,?)", ")");
+static CLAIMED: ManyRows = ManyRows::repeated(
+    "UPDATE outbox SET tries = tries + 1, next_at = ? + 1000000 * min(60, 1 << min(tries + 1, 6))
+      WHERE run_id = ? AND seq = ?;",
+);
+static HELD: ManyRows =
+    ManyRows::repeated("UPDATE outbox SET next_at = ? WHERE run_id = ? AND seq = ? AND next_at < ?;");
 static SET: ManyRows =
     ManyRows::new("INSERT OR IGNORE INTO outbox (run_id, seq, next_at) VALUES ", "(?,?,?)", "");
 static LINKS: ManyRows = ManyRows::new(
@@ -79,14 +85,33 @@ impl<'a> Between<'a> {
 
 #[async_trait]
 impl Outbox for SqliteStore {
-    async fn claim_outbox(&self, limit: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
+    async fn claim_outbox(&self, runs: usize, rows: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
         let now = self.inner.clock.now();
-        let rows = self.writer()?.transact(move |connection| Box::pin(claim(connection, now, limit))).await?;
+        let claimed =
+            self.writer()?.transact(move |connection| Box::pin(claim(connection, now, (runs, rows)))).await?;
         let mut runs: BTreeMap<RunId, BTreeSet<Seq>> = BTreeMap::new();
-        for row in &rows {
-            runs.entry(run_id(row, 0)?).or_default().insert(get::<i64>(row, 1)?.cast_unsigned());
+        for (run, seq) in claimed {
+            runs.entry(run).or_default().insert(seq);
         }
         Ok(runs.into_iter().map(|(run, seqs)| (run, seqs.into_iter().collect())).collect())
+    }
+
+    async fn hold_outbox(&self, held: &[(RunId, Seq)], hold: Duration) -> Result<(), Error> {
+        let now = self.inner.clock.now();
+        let (soon, until) = (now.after(Duration::from_micros(hold.as_micros() / 2)), now.after(hold));
+        let held = held.to_vec();
+        self.writer()?
+            .transact(move |connection| {
+                Box::pin(async move {
+                    write_rows(connection, &HELD, &held, |v, row| {
+                        v.push(until.as_micros());
+                        bind_seq(v, row);
+                        v.push(soon.as_micros());
+                    })
+                    .await
+                })
+            })
+            .await
     }
 
     async fn delete_outbox(&self, heard: &[(RunId, Seq)]) -> Result<(), Error> {
@@ -96,14 +121,6 @@ impl Outbox for SqliteStore {
                 Box::pin(async move { write_rows(connection, &DELETED, &heard, bind_seq).await })
             })
             .await
-    }
-
-    async fn count_outbox(&self) -> Result<u64, Error> {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox")
-            .fetch_one(self.readers())
-            .await
-            .map_err(|e| before_commit(&e))?;
-        Ok(count.cast_unsigned())
     }
 
     async fn run_links(&self, runs: &[RunId]) -> Result<Vec<(RunId, RunLink)>, Error> {
@@ -150,32 +167,42 @@ pub(crate) async fn children(
     rows.iter().map(run_row).collect()
 }
 
-/// The claimed rows.
+/// The claimed rows. The first row of a run stands for it.
 async fn claim(
     connection: &mut SqliteConnection,
     now: Timestamp,
-    limit: usize,
-) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    (runs, rows): (usize, usize),
+) -> Result<Vec<(RunId, Seq)>, sqlx::Error> {
     // Nothing is written while nothing is due.
     let due: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT run_id FROM outbox WHERE next_at <= ?1 GROUP BY run_id ORDER BY min(next_at), run_id LIMIT ?2",
+        "SELECT run_id FROM (
+             SELECT d.run_id, (SELECT next_at FROM outbox o WHERE o.run_id = d.run_id ORDER BY o.seq LIMIT 1) AS first
+               FROM (SELECT DISTINCT run_id FROM outbox WHERE next_at <= ?1) d)
+          WHERE first <= ?1 ORDER BY first, run_id LIMIT ?2",
     )
     .bind(now.as_micros())
-    .bind(sql_limit(limit))
+    .bind(sql_limit(runs))
     .fetch_all(&mut *connection)
     .await?;
-    if due.is_empty() {
-        return Ok(Vec::new());
+    let mut claimed = Vec::new();
+    for run in due {
+        let seqs: Vec<i64> =
+            sqlx::query_scalar("SELECT seq FROM outbox WHERE run_id = ?1 ORDER BY seq LIMIT ?2")
+                .bind(run)
+                .bind(sql_limit(rows - claimed.len()))
+                .fetch_all(&mut *connection)
+                .await?;
+        claimed.extend(seqs.into_iter().map(|seq| (RunId::from_uuid(run), seq.cast_unsigned())));
+        if claimed.len() >= rows {
+            break;
+        }
     }
-    sqlx::query(
-        "UPDATE outbox SET tries = tries + 1, next_at = ?1 + 1000000 * min(60, 1 << min(tries + 1, 6))
-          WHERE run_id IN (SELECT unhex(value) FROM json_each(?2))
-         RETURNING run_id, seq",
-    )
-    .bind(now.as_micros())
-    .bind(id_list(due.into_iter()))
-    .fetch_all(connection)
-    .await
+    write_rows(connection, &CLAIMED, &claimed, |v, row| {
+        v.push(now.as_micros());
+        bind_seq(v, row);
+    })
+    .await?;
+    Ok(claimed)
 }
 
 /// Of the columns run_id, parent_run_id, parent_op, previous_run_id, first_run_id, successor_run_id and attempt.

@@ -1,7 +1,9 @@
 //! Queues: their limits, how they stand, and the queued steps in them.
 
-use everstep_core::{Duration, OpId, QueueKey, RunId, SessionId, StepTask, Timestamp};
-use everstep_store::{Error, QueueLimits, QueueRecord, StepFilter, StepRecord, StepState};
+use everstep_core::{OpId, QueueKey, RunId, SessionId, StepTask, Timestamp};
+use everstep_store::{
+    Error, QueueLimits, QueueRecord, QueueRoom, StepFilter, StepRecord, StepState, stored_limits,
+};
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
@@ -10,25 +12,11 @@ use crate::error::before_commit;
 use crate::rows::{get, run_id};
 use crate::steps::{maybe, task, task_columns};
 
-/// When it is worth to ask again, while as many run as may.
-const AGAIN: Duration = Duration::from_secs(1);
-
-/// What the limits of a queue leave.
-pub(crate) struct Room {
-    /// Attempts that may begin.
-    pub(crate) free: usize,
-    /// When more may.
-    pub(crate) again: Option<Timestamp>,
-    /// What is in the bucket now; `None` when the queue has no limits.
-    pub(crate) tokens: Option<f64>,
-}
+/// What the limits of a queue leave, and what is in its bucket now; `None` when it has no limits.
+pub(crate) type Room = (QueueRoom, Option<f64>);
 
 fn limits_of(row: &SqliteRow, first: usize) -> Result<QueueLimits, sqlx::Error> {
-    Ok(QueueLimits {
-        max_running: row.try_get::<Option<i64>, _>(first)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
-        max_per_second: row.try_get(first + 1)?,
-        burst: u32::try_from(row.try_get::<i64, _>(first + 2)?).unwrap_or(1),
-    })
+    Ok(stored_limits(row.try_get(first)?, row.try_get(first + 1)?, row.try_get(first + 2)?))
 }
 
 pub(crate) async fn room(
@@ -44,17 +32,14 @@ pub(crate) async fn room(
     .bind(&queue.task_queue)
     .fetch_optional(&mut *c)
     .await?;
-    let Some(row) = row else { return Ok(Room { free: usize::MAX, again: None, tokens: None }) };
+    let Some(row) = row else { return Ok((QueueRoom::ENDLESS, None)) };
     let limits = limits_of(&row, 0)?;
     let mut tokens: f64 = row.try_get(3)?;
-    let (mut free, mut again) = (usize::MAX, None);
     if let Some(rate) = limits.max_per_second {
         let since = now.since(Timestamp::from_micros(row.try_get(4)?));
         tokens = (tokens + since.as_secs_f64() * rate).min(f64::from(limits.burst));
-        let whole = tokens.floor();
-        let missing = Duration::from_micros(((whole + 1.0 - tokens) / rate * 1e6).ceil() as u64);
-        (free, again) = (whole as usize, Some(now.after(missing)));
     }
+    let mut room = QueueRoom::by_rate(&limits, tokens, now);
     if let Some(max) = limits.max_running {
         let running: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM step_tasks WHERE namespace = ? AND task_queue = ? AND claim_id IS NOT NULL",
@@ -63,12 +48,9 @@ pub(crate) async fn room(
         .bind(&queue.task_queue)
         .fetch_one(c)
         .await?;
-        let left = (max as usize).saturating_sub(usize::try_from(running).unwrap_or(usize::MAX));
-        if left < free {
-            (free, again) = (left, Some(now.after(AGAIN)));
-        }
+        room = room.by_count(max, usize::try_from(running).unwrap_or(usize::MAX), now);
     }
-    Ok(Room { free, again, tokens: Some(tokens) })
+    Ok((room, Some(tokens)))
 }
 
 /// Writes what is left in the bucket.

@@ -2,13 +2,11 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use everstep_core::{
-    Duration, EventBody, OpId, Payload, QueueKey, RunId, RunStarted, SessionId, StepTask, Timestamp,
-};
-use everstep_proto::row::EventRow;
+use everstep_core::{Duration, OpId, Payload, QueueKey, RunId, SessionId, StepTask, Timestamp};
 use everstep_store::{
     AttemptKey, Beat, BeatAnswer, ClaimId, ClaimKey, ClaimRow, DueSteps, Error, QueueLimits, QueueRecord,
-    StepClaim, StepClaims, StepClock, StepFilter, StepRecord, StepWant, Steps,
+    StepClaim, StepClaims, StepClock, StepFilter, StepRecord, StepWant, Steps, stored_beat, stored_number,
+    stored_start,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -28,8 +26,7 @@ macro_rules! task_columns {
 pub(crate) use task_columns;
 
 fn number(row: &SqliteRow, column: usize) -> Result<u32, Error> {
-    let n: i64 = get(row, column)?;
-    u32::try_from(n).map_err(|_| Error::Corrupt(format!("a queued step has the number {n}")))
+    stored_number("number", get(row, column)?)
 }
 
 /// An instant that may not be there.
@@ -79,12 +76,12 @@ async fn claim_steps(
     if open.is_none() {
         return Ok((Vec::new(), None));
     }
-    let room = queues::room(c, &want.queue, now).await?;
+    let (room, tokens) = queues::room(c, &want.queue, now).await?;
     let picked = pick(c, now, &want, limit.min(room.free)).await?;
-    if let Some(tokens) = room.tokens {
+    if let Some(tokens) = tokens {
         queues::take(c, &want.queue, tokens - picked.len() as f64, now).await?;
     }
-    let again = room.again.filter(|_| room.free < limit && picked.len() == room.free);
+    let again = room.again_after(limit, picked.len());
     if picked.is_empty() {
         return Ok((Vec::new(), again));
     }
@@ -167,32 +164,8 @@ fn claimed(claim: ClaimId, row: &SqliteRow) -> Result<StepClaim, Error> {
             data: data.map(Bytes::from).unwrap_or_default(),
         },
         event: event(run, row)?,
-        start: started(run, get(row, 29)?)?,
+        start: stored_start(run, get(row, 29)?)?,
     })
-}
-
-/// How a run began, of the attrs of its first event: the input stays in the log.
-fn started(run: RunId, attrs: Option<String>) -> Result<RunStarted, Error> {
-    let row = EventRow {
-        run_id: run.uuid(),
-        seq: 1,
-        epoch: 0,
-        command_id: Uuid::nil(),
-        kind: "RunStarted".to_owned(),
-        step: None,
-        step_id: None,
-        attempt: None,
-        at_micros: 0,
-        actor: "system".to_owned(),
-        attrs,
-        encoding: None,
-        payload: None,
-    };
-    match row.decode().map(|event| event.body) {
-        Ok(EventBody::RunStarted(start)) => Ok(*start),
-        Ok(_) => Err(Error::Corrupt(format!("run {run} does not begin with its start"))),
-        Err(error) => Err(Error::Corrupt(format!("run {run}: {error}"))),
-    }
 }
 
 /// The rows whose instant has come, each looked at and put off.
@@ -265,15 +238,7 @@ async fn beat(
     .bind(key.claim.uuid())
     .fetch_optional(c)
     .await?;
-    Ok(answer(canceled))
-}
-
-fn answer(canceled: Option<bool>) -> BeatAnswer {
-    match canceled {
-        None => BeatAnswer::Gone,
-        Some(true) => BeatAnswer::Canceled,
-        Some(false) => BeatAnswer::Going,
-    }
+    Ok(stored_beat(canceled))
 }
 
 impl SqliteStore {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use everstep_core::{Duration, QueueKey, RunId, TaskRow};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, QueueCensus, ServesSteps};
 
 /// Tasks that a worker can take.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +49,12 @@ pub struct Serves {
     /// Builds that its code continues.
     #[serde(default)]
     pub continues: Vec<String>,
+    /// Runs that it holds at one time.
+    #[serde(default)]
+    pub run_slots: u32,
+    /// Queued steps that it runs, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<ServesSteps>,
 }
 
 /// Somebody has said that a build may go on with the runs of another one.
@@ -139,6 +145,9 @@ pub trait Builds: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unavailable`], as all methods of this trait.
     async fn census(&self, age: Duration, limit: usize) -> Result<Census, Error>;
+
+    /// Who is there for a queue, and what waits in it, in at most `limit` rows each.
+    async fn queue_census(&self, queue: &QueueKey, limit: usize) -> Result<QueueCensus, Error>;
 
     /// The task of a run, if it needs a worker.
     async fn task_of(&self, run: RunId) -> Result<Option<TaskRow>, Error>;

@@ -128,6 +128,7 @@ where
         payloads_come_back_byte_for_byte,
         a_long_history_is_read_in_pages,
         pages_are_bounded_by_bytes,
+        heads_are_the_first_events_of_each_run,
         every_kind_of_event_comes_back,
         concurrent_appends_have_one_winner_per_seq,
         concurrent_starts_have_one_winner,
@@ -137,11 +138,6 @@ where
         timers_are_set_again_deleted_and_cleared,
         the_next_timer_is_named,
         tasks_are_claimed_with_growing_pauses,
-        the_outbox_is_claimed_by_whole_runs,
-        the_outbox_is_claimed_up_to_a_limit,
-        a_loser_tells_nobody,
-        links_come_back,
-        children_are_listed,
         tasks_are_claimed_by_queue,
         tasks_are_claimed_by_type_and_build,
         an_impatient_want_need_not_wait,
@@ -170,7 +166,28 @@ where
         attributes_are_declared_for_good,
         an_administrative_request_is_carried_out_once,
     );
+    run_between(&factory).await;
     run_present(&factory).await;
+}
+
+/// The checks of what runs have to hear of each other.
+async fn run_between<F, S>(factory: &F)
+where
+    F: Fn() -> S,
+    S: Future<Output = Subject>,
+{
+    macro_rules! each {
+        ($($check:ident),+ $(,)?) => { $($check(&factory().await).await;)+ };
+    }
+    each!(
+        the_outbox_is_claimed_by_whole_runs,
+        the_outbox_is_claimed_up_to_a_limit,
+        the_outbox_is_claimed_in_bounded_looks,
+        the_outbox_is_left_to_who_holds_it,
+        a_loser_tells_nobody,
+        links_come_back,
+        children_are_listed,
+    );
 }
 
 /// The checks of what is about the present only: who runs a queued step, and questions.
@@ -196,6 +213,7 @@ where
         running_attempts_of_a_queue_are_limited,
         attempts_of_a_queue_begin_at_a_rate,
         queues_are_shown_and_listed,
+        a_queue_knows_who_is_there_and_what_waits,
         queued_steps_are_listed,
         concurrent_claims_share_the_attempts,
         a_deployment_has_a_secret,

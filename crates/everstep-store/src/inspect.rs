@@ -13,6 +13,11 @@ pub struct Backlog {
     /// How long the oldest task has waited for a worker, at least: the grace before its first look and the pauses
     /// between its looks are all that is kept of its age. `None` when no run waits for one.
     pub oldest_task: Option<Duration>,
+    /// Events that others have perhaps not heard of, as far as they were counted.
+    pub untold: u64,
+    /// How long the oldest of them has waited, at least: as with tasks. What a node is telling others of just now
+    /// counts as young. `None` when there is none.
+    pub oldest_untold: Option<Duration>,
 }
 
 /// A table to be gone through by run.
@@ -119,8 +124,8 @@ pub struct LastEvent {
 /// limit, however many runs there are.
 #[async_trait]
 pub trait Inspect: Send + Sync + 'static {
-    /// How much waits, counting at most `limit` blocked runs, and looking at the `limit` tasks whose next look is
-    /// due first.
+    /// How much waits, counting at most `limit` blocked runs, and looking at the `limit` tasks, and events that others
+    /// have perhaps not heard of, whose next look is due first.
     ///
     /// # Errors
     /// [`Error::Unavailable`], as all methods of this trait.

@@ -17,7 +17,10 @@ mod memory;
 mod outbox;
 mod records;
 mod relay;
+mod room;
+mod serving;
 mod steps;
+mod stored;
 mod traits;
 
 pub use admin::{
@@ -35,8 +38,11 @@ pub use records::{
     SessionRow, StartRecord, WaitingFilter,
 };
 pub use relay::{AskAnswer, AskKind, AskOutcome, AskRow, AskState, AskWant, Relay};
+pub use room::QueueRoom;
+pub use serving::{QueueCensus, QueueWorker, ServesSteps, WaitingType};
 pub use steps::{
     AttemptKey, Beat, BeatAnswer, ClaimId, ClaimKey, ClaimRow, DETAILS_BYTES_MAX, Due, DueSteps, QueueLimits,
     QueueRecord, StepClaim, StepClaims, StepClock, StepFilter, StepRecord, StepState, StepWant, Steps,
 };
-pub use traits::{Catalog, Log, PAGE_BYTES_MAX, Sessions, Store, Sweep};
+pub use stored::{stored_attribute, stored_beat, stored_limits, stored_number, stored_start};
+pub use traits::{Catalog, HEAD_MAX, Head, Log, PAGE_BYTES_MAX, Sessions, Store, Sweep};

@@ -21,9 +21,9 @@ use everstep_core::{
 };
 
 use crate::{
-    AllowedBuild, Append, AppendReply, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, Log,
-    Namespace, PAGE_BYTES_MAX, PageToken, Relay, RunAppend, RunFilter, RunRecord, RunTables, RunWant,
-    SessionRow, Sessions, StartRecord, Sweep, Verdict,
+    AllowedBuild, Append, AppendReply, Catalog, ClaimedTimers, DoubtFilter, DoubtRecord, Error, HEAD_MAX,
+    Head, Log, Namespace, PAGE_BYTES_MAX, PageToken, Relay, RunAppend, RunFilter, RunRecord, RunTables,
+    RunWant, SessionRow, Sessions, StartRecord, Sweep, Verdict,
 };
 
 /// The end of a timer's claim while nobody has claimed it.
@@ -386,6 +386,16 @@ impl Log for MemoryStore {
 
     async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error> {
         Ok(self.read_events_sync(run, after, limit))
+    }
+
+    async fn read_heads(&self, runs: &[(RunId, Seq)]) -> Vec<Result<Head, Error>> {
+        let head = |(run, after): &(RunId, Seq)| {
+            let events = self.read_events_sync(*run, *after, HEAD_MAX);
+            let last = events.last().map_or(*after, |event| event.seq);
+            let more = !self.read_events_sync(*run, last, 1).is_empty();
+            Ok(Head { events, more })
+        };
+        runs.iter().map(head).collect()
     }
 
     async fn now(&self) -> Result<Timestamp, Error> {

@@ -18,6 +18,18 @@ impl<T: Log + Catalog + Sessions + Sweep + Steps + Outbox + Inspect + Admin + Bu
 /// Most payload bytes in one page of events, unless it is a single event: what a reader holds at one time.
 pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Most events that [`Log::read_heads`] gives of one run.
+pub const HEAD_MAX: usize = 64;
+
+/// The first events of a run after some event.
+#[derive(Clone, Debug, Default)]
+pub struct Head {
+    /// In order, without a gap.
+    pub events: Vec<Event>,
+    /// False when these are all; true when there may be more.
+    pub more: bool,
+}
+
 /// The event log.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
@@ -47,6 +59,20 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Corrupt`].
     async fn read_events(&self, run: RunId, after: Seq, limit: usize) -> Result<Vec<Event>, Error>;
+
+    /// The first events of each of these runs after one of them, at most [`HEAD_MAX`] of a run, in the order of
+    /// `runs`: one question for many short histories. Where a run's first events are large there may be none, and more.
+    ///
+    /// # Errors
+    /// Of a run, as [`read_events`](Self::read_events).
+    async fn read_heads(&self, runs: &[(RunId, Seq)]) -> Vec<Result<Head, Error>> {
+        let mut heads = Vec::with_capacity(runs.len());
+        for (run, after) in runs {
+            let events = self.read_events(*run, *after, HEAD_MAX).await;
+            heads.push(events.map(|events| Head { more: !events.is_empty(), events }));
+        }
+        heads
+    }
 
     /// Database time.
     ///

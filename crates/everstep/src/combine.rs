@@ -164,6 +164,23 @@ macro_rules! select {
     ($($pattern:pat = $future:expr => $arm:expr),+ $(,)?) => {
         $crate::__select!(@arms $crate::__select!(@future $($future),+).await; [] [] $(($pattern, $arm))+)
     };
+    ($($arms:tt)+) => { $crate::__select_arms!([] $($arms)+) };
+}
+
+/// Adds the commas that nobody writes behind an arm in braces.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __select_arms {
+    ([$($done:tt)+]) => { $crate::select!($($done)+) };
+    ([$($done:tt)*] $pattern:pat = $future:expr => $arm:block, $($rest:tt)*) => {
+        $crate::__select_arms!([$($done)* $pattern = $future => $arm,] $($rest)*)
+    };
+    ([$($done:tt)*] $pattern:pat = $future:expr => $arm:block $($rest:tt)*) => {
+        $crate::__select_arms!([$($done)* $pattern = $future => $arm,] $($rest)*)
+    };
+    ([$($done:tt)*] $pattern:pat = $future:expr => $arm:expr $(, $($rest:tt)*)?) => {
+        $crate::__select_arms!([$($done)* $pattern = $future => $arm,] $($($rest)*)?)
+    };
 }
 
 /// Nests any number of arms: Either by Either, so that each keeps its own type.
@@ -198,6 +215,18 @@ mod tests {
 
     async fn when(it: bool) -> u32 {
         if it { ready(7).await } else { pending().await }
+    }
+
+    #[tokio::test]
+    async fn an_arm_in_braces_needs_no_comma() {
+        for wanted in 0..3 {
+            let won = crate::select! {
+                seven = when(wanted == 0) => { seven }
+                seven = when(wanted == 1) => seven + 1,
+                _ = when(wanted == 2) => { 9 }
+            };
+            assert_eq!(won, 7 + wanted);
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! What can go wrong, by whose concern it is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use everstep_core::{Failure, RunId, RunStatus};
 
@@ -133,11 +134,21 @@ impl ClientError {
     }
 }
 
+/// A failure as a line says it: nobody has to give a reason.
+struct Text<'a>(&'a Failure);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.kind)?;
+        if self.0.message.is_empty() { Ok(()) } else { write!(f, ": {}", self.0.message) }
+    }
+}
+
 /// A run did not give a result.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RunError {
     /// It ended, but not as completed.
-    #[error("the run is {status}: {}: {}", failure.kind, failure.message)]
+    #[error("the run is {status}: {}", Text(failure))]
     Ended {
         /// How.
         status: RunStatus,
@@ -159,7 +170,7 @@ pub enum RunError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChildError {
     /// It ended, but not as completed.
-    #[error("child '{workflow_type}' is {status}: {}: {}", failure.kind, failure.message)]
+    #[error("child '{workflow_type}' is {status}: {}", Text(failure))]
     Ended {
         /// Which workflow it is.
         workflow_type: String,

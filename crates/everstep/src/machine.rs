@@ -194,6 +194,9 @@ impl Machine {
             namespace: start.namespace.clone(),
             task_queue: start.task_queue.clone(),
             started_at: DateTime::from_timestamp_micros(at.as_micros()).unwrap_or_default(),
+            attempt: start.origin.attempt.max(1),
+            parent: start.origin.parent.as_ref().map(|parent| parent.run_id),
+            previous: start.origin.previous,
         };
         // A delayed run's code is not run before its start, so that is what it takes for now.
         let now = start.start_at.map_or(at, |start| start.max(at));

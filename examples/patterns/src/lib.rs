@@ -1,5 +1,6 @@
 //! Patterns of durable workflows, one a module: the workflow, and tests that show what it survives.
 
+pub mod cart;
 pub mod changed;
 pub mod fanout;
 pub mod order;

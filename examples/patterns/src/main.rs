@@ -8,6 +8,7 @@
 //! everstep run start reminders --workflow-id reminders/ada --input '{"to": "ada", "count": 30, "every": {"secs": 1, "nanos": 0}}'
 //! everstep run start album --input '{"pictures": 1000, "at_once": 20}'
 //! everstep run start film --input '{"name": "Metropolis", "parts": 60}'
+//! everstep run update cart/7 add --start cart --input '{"name": "book", "count": 2}'
 //! ```
 //!
 //! The bank takes a second and the encoder takes one for each part, so that there is time to kill the worker. An item
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everstep::{Ctx, StepCtx, StepError, Worker, WorkerError};
+use everstep_example_patterns::cart::{self, Item, Shelf};
 use everstep_example_patterns::fanout::{self, Studio};
 use everstep_example_patterns::order::{self, Order, Shop};
 use everstep_example_patterns::reminders::{self, Mail};
@@ -70,6 +72,18 @@ impl Shop for Pretend {
     }
 }
 
+impl Shelf for Pretend {
+    async fn hold(self: Arc<Self>, key: String, item: Item) -> Result<(), StepError> {
+        say(&format!("shelf: holds {} {} for {key}", item.count, item.name));
+        Ok(())
+    }
+
+    async fn release(self: Arc<Self>, cart: String) -> Result<(), StepError> {
+        say(&format!("shelf: holds nothing for {cart}"));
+        Ok(())
+    }
+}
+
 impl Mail for Pretend {
     async fn send(&self, _key: String, to: String, number: u32) -> Result<(), StepError> {
         say(&format!("mail: reminder {number} to {to}"));
@@ -98,13 +112,19 @@ impl Encoder for Pretend {
 async fn main() -> Result<(), WorkerError> {
     let address = std::env::var("EVERSTEP_ADDRESS").unwrap_or_else(|_| "http://127.0.0.1:7417".to_owned());
     let pretend = Arc::new(Pretend);
-    let (shop, mail, studio, encoder) =
-        (Arc::clone(&pretend), Arc::clone(&pretend), Arc::clone(&pretend), Arc::clone(&pretend));
+    let (shop, mail, studio, encoder, shelf) = (
+        Arc::clone(&pretend),
+        Arc::clone(&pretend),
+        Arc::clone(&pretend),
+        Arc::clone(&pretend),
+        Arc::clone(&pretend),
+    );
     let flows = Worker::builder(&address)
         .register(order::WORKFLOW, move |ctx: Ctx, input| order::carry_out(ctx, Arc::clone(&shop), input))
         .register(reminders::WORKFLOW, move |ctx: Ctx, plan| reminders::remind(ctx, Arc::clone(&mail), plan))
         .register(fanout::ALBUM, fanout::shrink_all)
         .register(fanout::PICTURE, move |ctx: Ctx, picture| fanout::shrink(ctx, Arc::clone(&studio), picture))
+        .register(cart::WORKFLOW, move |ctx: Ctx, input| cart::shop(ctx, Arc::clone(&shelf), input))
         .register(transcode::WORKFLOW, transcode::publish);
     let film = move |step: StepCtx, film| transcode::transcode(step, Arc::clone(&encoder), film);
     let video = Worker::builder(&address).task_queue(transcode::QUEUE).register_step::<Transcode, _, _>(film);

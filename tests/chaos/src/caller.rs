@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use everstep_checker::format::{EntryKind, HistoryEntry, OpKind};
 use everstep_proto::api::run_service_client::RunServiceClient;
+use everstep_proto::api::step_service_client::StepServiceClient;
 use everstep_proto::{api, history, wire};
 use serde_json::{Value, json};
 use tonic::transport::{Channel, Endpoint};
@@ -14,6 +15,7 @@ use tonic::{Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use crate::history::{History, Reply};
+use crate::requests::{self, InDoubt, Said};
 
 /// Reasons behind which the request may have been carried out.
 const UNDECIDED: [&str; 4] = ["OUTCOME_UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "STORE_CORRUPT"];
@@ -37,6 +39,12 @@ pub struct Ask {
     pub nonce: Option<String>,
     /// Input of a start or of a signal.
     pub input: Value,
+    /// The name of the signal that a start brings along.
+    pub signal: String,
+    /// Input of an update, or of what a start brings along.
+    pub brought: Value,
+    /// What is said about a step in doubt.
+    pub resolves: Option<(InDoubt, Said)>,
     /// How long `Result` waits at the server.
     pub wait: Duration,
 }
@@ -94,7 +102,11 @@ impl Caller {
             workflow_id: ask.workflow_id.clone(),
             run_id: ask.run_id.clone(),
             request_id: ask.request_id.clone(),
-            signal: (op == OpKind::Signal).then(|| ask.name.clone()),
+            signal: match op {
+                OpKind::Signal => Some(ask.name.clone()),
+                OpKind::SignalWithStart => Some(ask.signal.clone()),
+                _ => None,
+            },
             nonce: ask.nonce.clone(),
             ..HistoryEntry::default()
         };
@@ -110,7 +122,8 @@ impl Caller {
             Reply::Fail(reason, text) => (EntryKind::Fail, Some(format!("{reason}: {text}")), None),
             Reply::Unknown(text) => (EntryKind::Unknown, Some(text.clone()), None),
         };
-        if let (OpKind::Start, Some(run)) = (op, entry.value.as_ref().and_then(|v| v["run_id"].as_str())) {
+        let run = entry.value.as_ref().and_then(|v| v["run_id"].as_str());
+        if let Some(run) = run.filter(|_| op.starts()) {
             entry.run_id = Some(run.to_owned());
         }
         self.history.write(entry)?;
@@ -121,7 +134,7 @@ impl Caller {
         let Some(channel) = self.servers.get(self.at).cloned() else {
             return Reply::Unknown("no server".to_owned());
         };
-        let mut runs = RunServiceClient::new(channel).max_decoding_message_size(64 << 20);
+        let mut runs = RunServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let answered = match op {
             OpKind::Start => runs.start_run(timed(start(ask, self.process), limit)).await.map(started),
             OpKind::Signal => runs.signal_run(timed(signal(ask, self.process), limit)).await.map(done),
@@ -134,8 +147,37 @@ impl Caller {
                 runs.get_run(timed(request, limit)).await.map(described)
             }
             OpKind::Result => return self.wait_for_end(runs, ask, limit).await,
+            OpKind::Update => runs
+                .update_run(timed(requests::update(ask, self.process, limit * 3 / 4), limit))
+                .await
+                .map(requests::updated),
+            OpKind::UpdateWithStart => {
+                let request = requests::update_with_start(ask, self.process, limit * 3 / 4);
+                runs.update_with_start_run(timed(request, limit)).await.map(requests::updated_with_start)
+            }
+            OpKind::SignalWithStart => {
+                let request = requests::signal_with_start(ask, self.process);
+                runs.signal_with_start_run(timed(request, limit)).await.map(requests::signaled_with_start)
+            }
+            OpKind::Resolve => {
+                let Some(request) = requests::resolve(ask, self.process) else {
+                    return Reply::Unknown("nothing to resolve".to_owned());
+                };
+                let mut steps = StepServiceClient::new(channel);
+                steps.resolve_step(timed(request, limit)).await.map(done)
+            }
         };
         answered.map_or_else(|status| refused(&status), Reply::Ok)
+    }
+
+    /// Whether a run is open, and its steps that wait for a person. Nothing of it is written down; `None` without an
+    /// answer.
+    pub async fn doubts(&self, ask: &Ask) -> Option<(bool, Vec<InDoubt>)> {
+        let channel = self.servers.get(self.at).cloned()?;
+        let mut runs = RunServiceClient::new(channel);
+        let request = timed(api::GetRunRequest { run: Some(run(ask)) }, self.deadline);
+        let asked = tokio::time::timeout(self.deadline + SLACK, runs.get_run(request));
+        asked.await.ok().and_then(Result::ok).and_then(requests::doubts)
     }
 
     /// Long polls, one behind the other, until the run has ended. One that is open at the end of the wait has
@@ -162,11 +204,11 @@ fn timed<T>(message: T, limit: Duration) -> Request<T> {
     request
 }
 
-fn payload(value: &Value) -> Option<history::Payload> {
+pub(crate) fn payload(value: &Value) -> Option<history::Payload> {
     everstep::encode(value).ok().map(|payload| wire::encode_payload(&payload))
 }
 
-fn run(ask: &Ask) -> api::RunRef {
+pub(crate) fn run(ask: &Ask) -> api::RunRef {
     api::RunRef {
         namespace: String::new(),
         run_id: ask.run_id.clone().unwrap_or_default(),
@@ -174,7 +216,7 @@ fn run(ask: &Ask) -> api::RunRef {
     }
 }
 
-fn start(ask: &Ask, process: u32) -> api::StartRunRequest {
+pub(crate) fn start(ask: &Ask, process: u32) -> api::StartRunRequest {
     api::StartRunRequest {
         workflow_id: ask.workflow_id.clone(),
         workflow_type: ask.name.clone(),

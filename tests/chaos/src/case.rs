@@ -29,6 +29,8 @@ const CALIBRATION: Duration = Duration::from_secs(2);
 const NOMINAL_RATE: u64 = 20;
 /// Standing still for so long is being stuck, on a fast machine.
 const STILL: Duration = Duration::from_secs(60);
+/// How long runs that no client waits for may take to end.
+const OPEN_MAX: Duration = Duration::from_secs(20);
 /// What is added to it for each time that the machine is slower than nominal.
 const STILL_MORE: Duration = Duration::from_secs(20);
 
@@ -90,6 +92,7 @@ impl Case {
             std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
         }
         let topology = Arc::new(Topology::start(options.layout.clone()).await?);
+        topology.declare().await?;
         std::fs::write(folder.join(VERSIONS), topology.versions().await?)?;
         let (phase, phases) = watch::channel(Phase::Load);
         let load = Load::new(options.layout.seed, topology.addresses(), &folder, phases)?;
@@ -241,6 +244,7 @@ impl Case {
         while let Some(client) = clients.join_next().await {
             client??;
         }
+        self.topology.none_open(OPEN_MAX).await?;
         tracing::info!(took = ?began.elapsed(), "drained");
         Ok(())
     }

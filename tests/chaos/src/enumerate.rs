@@ -12,9 +12,7 @@ use anyhow::{Context as _, bail};
 use everstep_checker::format::{EXPECTED, Expected, JOURNAL, LineWriter, Meta, OpKind};
 use everstep_checker::{Verdict, Word};
 use everstep_fault::POINTS;
-use everstep_tests::program::{
-    Code, Doubt, End, Op, Profile, Program as Workflow, SIGNAL_NAME, Source, Step, Wish,
-};
+use everstep_tests::program::{Program as Workflow, SIGNAL_NAME};
 use everstep_tests::servers::{NatsServer, PostgresServer, free_port};
 use rustix::process::Signal;
 use serde_json::json;
@@ -26,7 +24,11 @@ use crate::history::{History, Reply};
 use crate::process::{Program, Supervised, tail};
 use crate::topology::{DRAIN_MAX, StoreKind, answers, blocking};
 use crate::worker::{CHAIN, FIXED, PARENT, QUEUED};
-use crate::{judge, load};
+
+mod programs;
+
+use crate::{judge, pace, plan};
+use programs::{ALL_ASKED, ASKED, HEARTBEAT, SLOW, asked, workflow};
 
 /// Lease of the worker's session.
 const LEASE: Duration = Duration::from_millis(1_500);
@@ -34,12 +36,12 @@ const LEASE: Duration = Duration::from_millis(1_500);
 const PAST_LEASE: Duration = Duration::from_millis(2_500);
 /// Longest wait for anything in a case.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// From the journal's word of a heartbeat until the node has it.
+const SAID: Duration = Duration::from_millis(150);
 /// Between two looks at a file.
 const LOOK: Duration = Duration::from_millis(25);
 /// The workflow id of a case's one run.
 const RUN: &str = "kitchen-sink";
-/// The step during which the signal comes.
-const SLOW: &str = "enumerate-slow......";
 const NEVER_HIT: &str = "never hit";
 /// Database that those of the cases are copies of.
 const TEMPLATE: &str = "enumerate_template";
@@ -237,6 +239,8 @@ struct Case {
     sink: Option<Supervised>,
     nodes: Vec<(Supervised, u16)>,
     worker: Option<Supervised>,
+    /// The worker of queued steps.
+    steps: Option<Supervised>,
 }
 
 impl Case {
@@ -258,6 +262,7 @@ impl Case {
             sink: None,
             nodes: Vec::new(),
             worker: None,
+            steps: None,
         }
     }
 
@@ -292,9 +297,10 @@ impl Case {
 
     /// The client's part, which also decides when the worker comes.
     async fn steer(&mut self, sink_port: u16) -> anyhow::Result<()> {
-        let workflow = workflow();
-        let expected: Expected = load::expected(RUN, &workflow, &workflow.predict());
-        LineWriter::append(&self.folder.join(EXPECTED))?.write(&expected)?;
+        let (workflow, asked) = (workflow(), asked());
+        let mut expected: LineWriter<Expected> = LineWriter::append(&self.folder.join(EXPECTED))?;
+        expected.write(&plan::expected(RUN, &workflow, &workflow.predict()))?;
+        expected.write(&plan::expected(ASKED, &asked, &asked.predict()))?;
         let history = History::open(&self.folder)?;
         let ports: Vec<u16> = self.nodes.iter().map(|(_, port)| *port).collect();
         let addresses = |ports: &[u16]| -> Vec<String> {
@@ -321,9 +327,18 @@ impl Case {
             self.wait_for("hits.log", "outbox.claimed").await?;
         }
         let (address, sink) = (format!("http://127.0.0.1:{port}"), format!("127.0.0.1:{sink_port}"));
-        let arguments =
-            ["worker", "--address", &address, "--sink", &sink, "--build", "A", "--identity", "worker"];
-        self.worker = Some(self.start("worker", &arguments));
+        let common = ["worker", "--address", &address, "--sink", &sink, "--build", "A"];
+        let arguments = |identity, only| [&common[..], &["--identity", identity, "--only", only]].concat();
+        self.worker = Some(self.start("worker", &arguments("worker", "runs")));
+        self.steps = Some(self.start("steps", &arguments("steps", "steps")));
+        self.ask_for_updates(&mut near, &mut far, &asked).await?;
+        // Its worker dies in the middle of the attempt, when it has said how far that is.
+        self.wait_for(JOURNAL, HEARTBEAT).await?;
+        pace::hold(SAID).await;
+        if let Some(steps) = &self.steps {
+            steps.kill_9().await?;
+            steps.want_up();
+        }
         self.wait_for(JOURNAL, SLOW).await?;
         let id = "enumerate-signal".to_owned();
         let signal = Ask {
@@ -334,6 +349,14 @@ impl Case {
             ..ask.clone()
         };
         insist(&mut far, OpKind::Signal, &signal).await?;
+        self.follow_up(&mut near, &mut far).await?;
+        insist(&mut near, OpKind::Describe, &ask).await?;
+        insist(&mut far, OpKind::Result, &Ask { wait: Duration::from_secs(5), ..ask }).await?;
+        Ok(())
+    }
+
+    /// Runs that lead to other runs, and the end of the one that was asked for updates.
+    async fn follow_up(&self, near: &mut Caller, far: &mut Caller) -> anyhow::Result<()> {
         for name in [CHAIN, PARENT, QUEUED] {
             let other = Ask {
                 workflow_id: name.to_owned(),
@@ -342,12 +365,38 @@ impl Case {
                 input: json!(3),
                 ..Ask::default()
             };
-            insist(&mut near, OpKind::Start, &other).await?;
-            insist(&mut far, OpKind::Result, &Ask { wait: Duration::from_secs(5), ..other }).await?;
+            // Nobody takes the signal: each run of the chain is given it again.
+            let brings = Ask { signal: SIGNAL_NAME.to_owned(), brought: json!(name), ..other.clone() };
+            let op = if name == CHAIN { OpKind::SignalWithStart } else { OpKind::Start };
+            insist(near, op, &brings).await?;
+            insist(far, OpKind::Result, &Ask { wait: Duration::from_secs(5), ..other }).await?;
         }
-        insist(&mut near, OpKind::Describe, &ask).await?;
-        insist(&mut far, OpKind::Result, &Ask { wait: Duration::from_secs(5), ..ask }).await?;
-        Ok(())
+        let last = Ask { workflow_id: ASKED.to_owned(), wait: Duration::from_secs(5), ..Ask::default() };
+        insist(near, OpKind::Result, &last).await.map(drop)
+    }
+
+    /// A run that starts with an update, is asked for it again, and refuses another one.
+    async fn ask_for_updates(
+        &self,
+        near: &mut Caller,
+        far: &mut Caller,
+        asked: &Workflow,
+    ) -> anyhow::Result<()> {
+        let Some(planned) = asked.predict().updates.first().cloned() else { bail!("no update is planned") };
+        let start = Ask {
+            workflow_id: ASKED.to_owned(),
+            request_id: Some(planned.id.clone()),
+            name: FIXED.to_owned(),
+            input: serde_json::to_value(asked)?,
+            brought: json!(planned.id),
+            ..Ask::default()
+        };
+        insist(near, OpKind::UpdateWithStart, &start).await?;
+        insist(far, OpKind::Update, &start).await?;
+        let no = Ask { request_id: Some("no".to_owned()), brought: json!("no-thanks"), ..start };
+        refused(far, &no, "UPDATE_REJECTED").await?;
+        let all = Ask { request_id: Some(ALL_ASKED.to_owned()), input: json!(ALL_ASKED), ..no };
+        insist(near, OpKind::Signal, &Ask { name: SIGNAL_NAME.to_owned(), ..all }).await.map(drop)
     }
 
     fn start(&self, name: &str, arguments: &[&str]) -> Supervised {
@@ -383,10 +432,15 @@ impl Case {
         tokio::time::timeout(PATIENCE, there).await.with_context(|| format!("no {word} in {file}"))
     }
 
+    /// The workers and nodes that were started.
+    fn processes(&self) -> impl Iterator<Item = &Supervised> {
+        self.worker.iter().chain(&self.steps).chain(self.nodes.iter().map(|(node, _)| node))
+    }
+
     /// Ends everything in order, workers first.
     async fn stop(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for process in self.worker.iter().chain(self.nodes.iter().map(|(node, _)| node)) {
+        for process in self.processes() {
             process.keep_down();
             process.signal(Signal::TERM);
             if process.wait_down(DRAIN_MAX).await.is_err() {
@@ -400,8 +454,7 @@ impl Case {
     /// Ends that neither the case nor its failpoint wanted.
     fn odd_ends(&self) -> Vec<String> {
         let abort = self.plan.as_ref().is_some_and(|plan| plan.action == Action::Abort);
-        let processes = self.worker.iter().chain(self.nodes.iter().map(|(node, _)| node));
-        let lives = processes.flat_map(|process| process.lives());
+        let lives = self.processes().flat_map(|process| process.lives());
         let planned = |status: ExitStatus| abort && status.signal() == Some(6);
         let odd = lives.filter(|life| !life.wanted && !planned(life.status));
         odd.map(|life| format!("{} ended by itself with {}", life.name, life.status)).collect()
@@ -420,10 +473,26 @@ impl Case {
     }
 
     fn logs(&self, lines: usize) -> String {
-        let processes = self.worker.iter().chain(self.nodes.iter().map(|(node, _)| node));
-        let logs = processes.map(|p| format!("{}:\n{}\n", p.program.name, tail(&p.program.log(), lines)));
+        let logs =
+            self.processes().map(|p| format!("{}:\n{}\n", p.program.name, tail(&p.program.log(), lines)));
         logs.collect()
     }
+}
+
+/// Asks until the answer is that it is refused, for this reason.
+async fn refused(caller: &mut Caller, ask: &Ask, wanted: &str) -> anyhow::Result<()> {
+    let asking = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tick.tick().await;
+            match caller.op(OpKind::Update, ask).await? {
+                Reply::Ok(value) => bail!("an update was to be refused, and was answered: {value:?}"),
+                Reply::Fail(reason, _) if reason == wanted => return Ok(()),
+                Reply::Fail(..) | Reply::Unknown(_) => {}
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.with_context(|| format!("not refused: {wanted}"))?
 }
 
 /// Asks until it is done, as a client does that means it.
@@ -455,42 +524,6 @@ async fn execute(url: &str, statement: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn step(name: &str, fails: u32, slow_ms: u64, bytes: usize) -> Step {
-    let nonce = format!("{:.<20}", format!("enumerate-{name}"));
-    Step { nonce, fails, slow_us: slow_ms * 1_000, bytes, refused: false }
-}
-
-/// One of everything, and long enough for a lease to be renewed and a wake to be swept.
-fn workflow() -> Workflow {
-    let pause = |name: &str, ms: u64| Op::Sleep {
-        nonce: format!("{:.<20}", format!("enumerate-{name}")),
-        us: ms * 1_000,
-    };
-    let signal = Op::Signal { name: SIGNAL_NAME.to_owned(), id: "enumerate-signal".to_owned() };
-    let refused = Step { refused: true, ..step("refused", 0, 1, 10) };
-    Workflow {
-        source: Source { seed: 0, profile: Profile::Chaos, generation: 0 },
-        ops: vec![
-            Op::Step(step("one", 0, 1, 100)),
-            Op::Step(step("flaky", 1, 1, 100)),
-            Op::Guarded { step: step("guarded", 0, 1, 40), doubt: Doubt::Retry },
-            Op::Step(step("huge", 0, 1, 100_000)),
-            pause("nap", 250),
-            Op::Parallel(vec![
-                vec![Op::Step(step("slow", 0, 2_200, 20))],
-                vec![signal, Op::Step(step("told", 0, 1, 50))],
-            ]),
-            pause("parked", 600),
-            Op::Race(vec![vec![Op::Step(step("racer", 0, 1, 30))], vec![Op::Never]]),
-            Op::Step(refused),
-            Op::Step(step("last", 0, 1, 20)),
-        ],
-        end: End::Output,
-        wish: Wish::Nothing,
-        code: Code::Same,
-    }
-}
-
 /// What is wrong with a case, if anything.
 #[must_use]
 pub fn complaint(plan: &Planned, played: &anyhow::Result<Played>) -> Option<String> {
@@ -515,6 +548,9 @@ pub async fn all(yard: Arc<Yard>, at_once: usize) -> anyhow::Result<(usize, Vec<
     let recorded = yard.play("recorded", None).await?;
     if recorded.verdict.verdict != Word::Pass {
         bail!("without any failpoint: {}", judge::summary(&recorded.verdict));
+    }
+    if recorded.verdict.totals.get("queued_attempts_resumed") != Some(&1) {
+        bail!("the queued step was not resumed from its heartbeat: {:?}", recorded.verdict.totals);
     }
     let plans = plans(yard.store, &recorded.hits)?;
     let count = plans.len();

@@ -46,7 +46,7 @@ impl History {
     /// When the disk does not take it.
     pub fn write(&self, mut entry: HistoryEntry) -> anyhow::Result<()> {
         let ended = matches!(entry.op, OpKind::Result) && entry.value.is_some();
-        let changes = !matches!(entry.op, OpKind::Result | OpKind::Describe);
+        let changes = !entry.op.reads();
         if entry.kind == EntryKind::Ok && (ended || changes) {
             self.0.moved.fetch_add(1, Ordering::Relaxed);
         }

@@ -20,8 +20,11 @@ pub fn under_way(case: &Path, worker: &str) -> anyhow::Result<Vec<JournalEntry>>
             (&o.run_id, o.step, o.attempt, o.epoch) == (&entry.run_id, entry.step, entry.attempt, entry.epoch)
         };
         match entry.phase {
+            // What happens to a run's owner, an attempt of a queued step does not tell.
+            _ if entry.queued.is_some() => {}
             Phase::Begin => open.push(entry),
             Phase::End => open.retain(|o| !same(o)),
+            Phase::Beat | Phase::Denied => {}
         }
     }
     Ok(open)
@@ -34,7 +37,8 @@ pub fn under_way(case: &Path, worker: &str) -> anyhow::Result<Vec<JournalEntry>>
 pub fn ended_since(case: &Path, worker: &str, mono_ns: u64) -> anyhow::Result<Vec<JournalEntry>> {
     let mut entries = lately(case)?;
     entries.retain(|entry| {
-        entry.worker == worker && matches!(entry.phase, Phase::End) && entry.mono_ns > mono_ns
+        let ends = matches!(entry.phase, Phase::End) && entry.queued.is_none();
+        entry.worker == worker && ends && entry.mono_ns > mono_ns
     });
     Ok(entries)
 }

@@ -1,15 +1,12 @@
 //! The clients of a case: each starts runs, steers them as their programs say, and waits for their ends.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use everstep_checker::format::{
-    EXPECTED, Expected, ExpectedOutcome, ExpectedStep, ExpectedTimer, LineWriter, OpKind,
-};
-use everstep_tests::program::{Code, Outcome, Prediction, Profile, Program, Source, Wish};
-use serde_json::json;
+use everstep_checker::format::{EXPECTED, Expected, ExpectedOutcome, LineWriter, OpKind};
+use everstep_tests::program::Wish;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -17,6 +14,7 @@ use crate::caller::{Ask, Caller};
 use crate::dice::{Dice, Stream};
 use crate::history::{History, Reply};
 use crate::pace;
+use crate::plan::Plan;
 use crate::topology::held;
 use crate::worker::PROGRAM;
 
@@ -27,6 +25,8 @@ const OPEN_MAX: usize = 8;
 const LOOKS_MAX: u32 = 8;
 /// How long a client waits for a result while there is other work, and when there is none.
 const WAITS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(40)];
+/// Between two looks for steps in doubt.
+const LOOK: Duration = Duration::from_millis(250);
 /// Refusals that a program never earns. Each is a bug of the server.
 const NEVER: [&str; 6] = [
     "IDEMPOTENCY_MISMATCH",
@@ -140,10 +140,8 @@ impl Load {
 #[derive(Debug)]
 struct Ticket {
     ask: Ask,
-    wish: Wish,
+    plan: Plan,
     started: bool,
-    /// Still to be sent, in order: name and id.
-    signals: VecDeque<(String, String)>,
     /// A look at it said that it has ended.
     closed: bool,
     looks: u32,
@@ -197,34 +195,31 @@ impl Client {
     /// A new run, and what has to become of it.
     fn draw(&mut self) -> anyhow::Result<Ticket> {
         self.started += 1;
-        let program = loop {
-            let program =
-                Source { seed: self.programs.number(), profile: Profile::Chaos, generation: 0 }.program();
-            // The other kinds need a second build of the worker.
-            if program.code == Code::Same {
-                break program;
-            }
-        };
         let workflow_id = format!("c{}/{}", self.number, self.started);
-        let prediction = program.predict();
-        held(&self.load.expected).write(&expected(&workflow_id, &program, &prediction))?;
-        let signals = prediction.signals.iter().map(|signal| (signal.name.clone(), signal.id.clone()));
+        let plan = Plan::draw(&workflow_id, &mut self.programs);
+        held(&self.load.expected).write(&plan.expected)?;
         let patience = Duration::from_millis(self.dice.between(0, 1_500));
-        let ask = Ask {
+        let mut ask = Ask {
             request_id: Some(format!("start-{workflow_id}")),
             name: PROGRAM.to_owned(),
-            input: serde_json::to_value(program.source)?,
+            input: serde_json::to_value(plan.source)?,
             workflow_id: workflow_id.clone(),
             ..Ask::default()
         };
+        match (plan.first, plan.signals.front(), plan.updates.front()) {
+            (OpKind::SignalWithStart, Some((name, id)), _) => {
+                (ask.signal, ask.brought) = (name.clone(), json!(id));
+            }
+            (OpKind::UpdateWithStart, _, Some(update)) => ask.brought = json!(update.id),
+            _ => {}
+        }
         Ok(Ticket {
             ask,
-            wish: program.wish,
+            stop_at: (plan.wish != Wish::Nothing).then(|| Instant::now() + patience),
+            plan,
             started: false,
-            signals: signals.collect(),
             closed: false,
             looks: 0,
-            stop_at: (program.wish != Wish::Nothing).then(|| Instant::now() + patience),
             stop_id: format!("stop-{workflow_id}"),
             not_before: Instant::now(),
             failures: 0,
@@ -241,26 +236,100 @@ impl Client {
             return self.stop(ticket).await;
         }
         let draw = self.dice.below(10);
+        let Plan { signals, updates, asks_people, .. } = &ticket.plan;
+        let waits = !signals.is_empty() || !updates.is_empty() || ticket.stop_at.is_some();
         match draw {
             _ if ticket.closed => self.result(ticket).await,
-            0..=6 if !ticket.signals.is_empty() => self.signal(ticket).await,
-            _ if !ticket.signals.is_empty() || ticket.stop_at.is_some() => Ok(()),
-            0..=5 if ticket.looks < LOOKS_MAX => self.describe(ticket).await,
+            0..=3 if !signals.is_empty() => self.signal(ticket).await,
+            2..6 if !updates.is_empty() => self.update(ticket).await,
+            6.. if *asks_people => self.resolve(ticket).await.map(drop),
+            _ if waits => Ok(()),
+            0..6 if ticket.looks < LOOKS_MAX => self.describe(ticket).await,
             _ => self.result(ticket).await,
         }
     }
 
     async fn start(&mut self, ticket: &mut Ticket) -> anyhow::Result<()> {
-        let reply = self.ask(OpKind::Start, &ticket.ask.clone(), ticket).await?;
-        if let Reply::Ok(value) = reply {
-            ticket.ask.run_id = value.and_then(|v| v["run_id"].as_str().map(ToOwned::to_owned));
-            ticket.started = true;
+        let reply = self.ask(ticket.plan.first, &ticket.ask.clone(), ticket).await?;
+        let Reply::Ok(value) = reply else { return Ok(()) };
+        // Whoever names the first run of a chain is told that it is closed.
+        if !ticket.plan.is_chain {
+            let run = value.as_ref().and_then(|v| v["run_id"].as_str());
+            ticket.ask.run_id = run.map(ToOwned::to_owned);
+        }
+        match ticket.plan.first {
+            OpKind::SignalWithStart => drop(ticket.plan.signals.pop_front()),
+            OpKind::UpdateWithStart => self.answered(ticket, value.as_ref()),
+            _ => {}
+        }
+        ticket.started = true;
+        Ok(())
+    }
+
+    async fn update(&mut self, ticket: &mut Ticket) -> anyhow::Result<()> {
+        let Some(asked) = ticket.plan.updates.front().cloned() else { return Ok(()) };
+        let ask = Ask { brought: json!(asked.id), request_id: Some(asked.id.clone()), ..ticket.ask.clone() };
+        match self.ask(OpKind::Update, &ask, ticket).await? {
+            Reply::Ok(value) => self.answered(ticket, value.as_ref()),
+            Reply::Fail(reason, _) if reason == "UPDATE_REJECTED" => {
+                ticket.plan.updates.pop_front();
+                // One that nobody waits for may find that the code has returned, and so may one of a run that is stopped.
+                if asked.awaited && ticket.plan.wish == Wish::Nothing {
+                    let problem = format!("update {} of {} was refused", asked.id, ask.workflow_id);
+                    held(&self.load.problems).push(problem);
+                }
+            }
+            // The run did not wait for it, or was stopped.
+            Reply::Fail(reason, _) if reason == "RUN_CLOSED" || reason == "UPDATE_ABANDONED" => {
+                ticket.plan.updates.clear();
+            }
+            Reply::Fail(..) | Reply::Unknown(_) => {}
+        }
+        Ok(())
+    }
+
+    /// An update was answered. One of three is asked for again, and has to be answered in the same way.
+    fn answered(&mut self, ticket: &mut Ticket, value: Option<&Value>) {
+        let Some(asked) = ticket.plan.updates.front() else { return };
+        let answer = value.map_or(&Value::Null, |value| &value["update"]);
+        // In a run that follows, it is another program's.
+        let known = !answer.is_null() && !ticket.plan.is_chain;
+        let wanted = asked.answer.as_ref().map(|answer| json!({"result": answer}));
+        if known && wanted.as_ref() != Some(answer) {
+            let problem = format!("update {} was answered with {answer}, not {wanted:?}", asked.id);
+            held(&self.load.problems).push(problem);
+        }
+        if !self.dice.percent(33) {
+            ticket.plan.updates.pop_front();
+        }
+    }
+
+    /// Says what became of the steps that are in doubt.
+    ///
+    /// Answers whether the run is known to have ended.
+    async fn resolve(&mut self, ticket: &mut Ticket) -> anyhow::Result<bool> {
+        let Some((open, doubts)) = self.caller.doubts(&ticket.ask).await else { return Ok(false) };
+        for doubt in doubts {
+            // The same about the same attempt, however often it is said.
+            let said = ticket.plan.says(&doubt.name, doubt.attempt + doubt.step);
+            let request_id = Some(format!("{}/{}/{}", doubt.run_id, doubt.step, doubt.attempt));
+            let ask = Ask { request_id, resolves: Some((doubt, said)), ..ticket.ask.clone() };
+            self.ask(OpKind::Resolve, &ask, ticket).await?;
+        }
+        Ok(!open)
+    }
+
+    /// The same until the run has ended, or for `limit`: whoever only waits for its result would wait for ever.
+    async fn attend(&mut self, ticket: &mut Ticket, limit: Duration) -> anyhow::Result<()> {
+        let over = Instant::now() + limit;
+        while !self.resolve(ticket).await? && Instant::now() < over {
+            pace::hold(LOOK).await;
         }
         Ok(())
     }
 
     async fn signal(&mut self, ticket: &mut Ticket) -> anyhow::Result<()> {
-        let Some((name, id)) = ticket.signals.front().cloned() else { return Ok(()) };
+        let Some((name, id)) = ticket.plan.signals.front().cloned() else { return Ok(()) };
         let ask = Ask {
             name,
             input: json!(id),
@@ -269,16 +338,16 @@ impl Client {
             ..ticket.ask.clone()
         };
         match self.ask(OpKind::Signal, &ask, ticket).await? {
-            Reply::Ok(_) => drop(ticket.signals.pop_front()),
+            Reply::Ok(_) => drop(ticket.plan.signals.pop_front()),
             // The arm that wanted it has lost, and the run is over.
-            Reply::Fail(reason, _) if reason == "RUN_CLOSED" => ticket.signals.clear(),
+            Reply::Fail(reason, _) if reason == "RUN_CLOSED" => ticket.plan.signals.clear(),
             Reply::Fail(..) | Reply::Unknown(_) => {}
         }
         Ok(())
     }
 
     async fn stop(&mut self, ticket: &mut Ticket) -> anyhow::Result<()> {
-        let op = if ticket.wish == Wish::Cancel { OpKind::Cancel } else { OpKind::Terminate };
+        let op = if ticket.plan.wish == Wish::Cancel { OpKind::Cancel } else { OpKind::Terminate };
         let request_id = Some(ticket.stop_id.clone());
         let ask = Ask { name: "as planned".to_owned(), request_id, ..ticket.ask.clone() };
         match self.ask(op, &ask, ticket).await? {
@@ -299,7 +368,11 @@ impl Client {
 
     async fn result(&mut self, ticket: &mut Ticket) -> anyhow::Result<()> {
         let loading = *self.phase.borrow() == Phase::Load;
-        let ask = Ask { wait: WAITS[usize::from(!loading)], ..ticket.ask.clone() };
+        let wait = WAITS[usize::from(!loading)];
+        if ticket.plan.asks_people {
+            self.attend(ticket, if loading { Duration::ZERO } else { wait }).await?;
+        }
+        let ask = Ask { wait, ..ticket.ask.clone() };
         if let Reply::Ok(Some(_)) = self.ask(OpKind::Result, &ask, ticket).await? {
             ticket.ended = true;
         }
@@ -331,37 +404,5 @@ impl Client {
         ticket.not_before = Instant::now() + Duration::from_millis(pause + self.dice.below(pause));
         self.caller.turn();
         Ok(reply)
-    }
-}
-
-/// In the checker's words.
-pub(crate) fn expected(workflow_id: &str, program: &Program, prediction: &Prediction) -> Expected {
-    let steps = prediction.steps.iter().filter(|step| step.required);
-    let timers = prediction.timers.iter().filter(|timer| timer.required);
-    Expected {
-        workflow_id: workflow_id.to_owned(),
-        program_seed: program.source.seed,
-        outcome: outcome(&prediction.outcome),
-        steps: steps
-            .map(|step| ExpectedStep { nonce: step.nonce.clone(), attempts_min: step.attempts_min })
-            .collect(),
-        signals: prediction.signals.iter().map(|signal| signal.id.clone()).collect(),
-        timers: timers
-            .map(|timer| ExpectedTimer { nonce: timer.nonce.clone(), delay_us: timer.delay_us })
-            .collect(),
-    }
-}
-
-fn outcome(predicted: &Outcome) -> ExpectedOutcome {
-    match predicted {
-        Outcome::Completed { output_sha256 } => {
-            ExpectedOutcome::Completed { output_sha256: output_sha256.clone() }
-        }
-        Outcome::Failed { failure_kind } => ExpectedOutcome::Failed { failure_kind: failure_kind.clone() },
-        Outcome::Canceled => ExpectedOutcome::Canceled,
-        Outcome::Terminated => ExpectedOutcome::Terminated,
-        // Only programs of virtual time go on as others.
-        Outcome::Continued => ExpectedOutcome::Any { of: Vec::new() },
-        Outcome::Any { of } => ExpectedOutcome::Any { of: of.iter().map(outcome).collect() },
     }
 }

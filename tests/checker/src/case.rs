@@ -72,6 +72,11 @@ pub(crate) enum Outcome {
 }
 
 impl Op {
+    /// The id of the update that it asks for.
+    pub(crate) fn update_id(&self) -> &str {
+        self.request_id.as_deref().unwrap_or_default()
+    }
+
     /// The refusal's reason word.
     pub(crate) fn code(&self) -> &str {
         self.error.split([':', ' ']).next().unwrap_or_default()

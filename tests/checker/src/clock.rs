@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use everstep_core::EventBody;
 
 use crate::case::{Case, Op, Outcome};
-use crate::format::OpKind;
 
 /// Database time minus monotonic time, in microseconds: at least, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +36,7 @@ fn micros(mono_ns: u64) -> i64 {
 /// The difference of the clocks; `None` without an acknowledged start, or when the starts contradict each
 /// other.
 pub(crate) fn offset(case: &Case) -> Option<Offset> {
-    let starts = || case.ops.iter().flatten().filter(|op| op.kind == OpKind::Start);
+    let starts = || case.ops.iter().flatten().filter(|op| op.kind.starts());
     let mut times: HashMap<Option<&str>, u32> = HashMap::new();
     for op in starts() {
         *times.entry(op.request_id.as_deref()).or_default() += 1;

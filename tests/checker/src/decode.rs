@@ -243,8 +243,13 @@ fn run_started(f: Fields<'_>) -> anyhow::Result<RunStarted> {
         retry: f.0.get("retry").map(|v| serde_json::from_value(v.clone())).transpose()?,
         origin: f.0.get("origin").map(|v| serde_json::from_value(v.clone())).transpose()?.unwrap_or_default(),
         step_retry: f.0.get("step_retry").map(|v| serde_json::from_value(v.clone())).transpose()?,
-        notes: Notes { attributes: typed(f, "search_attributes")?, memo: memo(f, payload) },
+        notes: notes(f)?,
     })
+}
+
+/// Attributes and memo of a start.
+fn notes(f: Fields<'_>) -> anyhow::Result<Notes> {
+    Ok(Notes { attributes: typed(f, "search_attributes")?, memo: memo(f, payload) })
 }
 
 /// A map that is left out when it is empty.

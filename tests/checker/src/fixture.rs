@@ -1,5 +1,7 @@
 //! A small case in which everything is right, for tests to break.
 
+pub(crate) mod features;
+
 use everstep_core::{
     Actor, CommandId, DetachReason, Duration, Event, EventBody, Failure, OpId, Payload, Run, RunId,
     RunStarted, SessionId, TimerKey, Timestamp, TraceContext, WorkerInfo,
@@ -179,7 +181,7 @@ fn execution(step: u32, attempt: u32, epoch: u32, us: u64) -> [JournalEntry; 2] 
         phase: Phase::Begin,
         worker: "w".to_owned(),
         mono_ns: mono(us),
-        result_sha256: None,
+        ..JournalEntry::default()
     };
     let sha = sha256(&format!("\"n-{name}\""));
     let end = JournalEntry {
@@ -297,6 +299,16 @@ impl Case {
 
 /// Breaks a good case, and asserts that the check says so with a problem that holds `part`.
 pub(crate) fn broken(check: impl Fn(&Case) -> Check, part: &str, change: impl FnOnce(&mut Case)) {
+    broken_in(good, check, part, change);
+}
+
+/// The same of another case in which everything is right.
+pub(crate) fn broken_in(
+    good: impl Fn() -> Case,
+    check: impl Fn(&Case) -> Check,
+    part: &str,
+    change: impl FnOnce(&mut Case),
+) {
     let before = check(&good());
     assert!(before.ok, "the good case fails: {before:?}");
     let mut case = good();

@@ -120,7 +120,21 @@ pub struct JournalEntry {
     /// and for a sink that does not know it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_sha256: Option<String>,
+    /// Set for an attempt of a queued step, whose epoch is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<Progress>,
 }
+
+/// What an attempt of a queued step knows about how far the step is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// With `begin`: what it was told of the attempts before it. With `beat`: what it is about to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<u64>,
+}
+
+/// The name of queued steps that tell the sink of their effects.
+pub const TELLS: &str = "work";
 
 /// Which side of an effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +145,10 @@ pub enum Phase {
     Begin,
     /// Acknowledged after it.
     End,
+    /// Acknowledged before the attempt says how far it is.
+    Beat,
+    /// Somebody asked whether the attempt had begun, and was told no: it will not begin any more.
+    Denied,
 }
 
 /// One line of a client's history. Each process is sequential: an invoke is followed by exactly one reply
@@ -196,6 +214,15 @@ pub enum OpKind {
     Result,
     /// Ask for its status; `value` is a string, or an object with `status`.
     Describe,
+    /// Ask its code for an update; `request_id` is the update's id. `value` has `update`: `{"result": …}` or
+    /// `{"failure": KIND}`, absent while it is only accepted.
+    Update,
+    /// Start a run with a signal, both with the same `request_id`.
+    SignalWithStart,
+    /// Start a run and ask it for an update, both with the same `request_id`.
+    UpdateWithStart,
+    /// Say what became of a step in doubt.
+    Resolve,
 }
 
 impl OpKind {
@@ -208,7 +235,31 @@ impl OpKind {
             Self::Terminate => "terminate",
             Self::Result => "result",
             Self::Describe => "describe",
+            Self::Update => "update",
+            Self::SignalWithStart => "signal_with_start",
+            Self::UpdateWithStart => "update_with_start",
+            Self::Resolve => "resolve",
         }
+    }
+
+    /// Whether it starts a run.
+    pub const fn starts(self) -> bool {
+        matches!(self, Self::Start | Self::SignalWithStart | Self::UpdateWithStart)
+    }
+
+    /// Whether it sends a signal.
+    pub const fn signals(self) -> bool {
+        matches!(self, Self::Signal | Self::SignalWithStart)
+    }
+
+    /// Whether it asks for an update.
+    pub const fn updates(self) -> bool {
+        matches!(self, Self::Update | Self::UpdateWithStart)
+    }
+
+    /// Whether it only looks.
+    pub const fn reads(self) -> bool {
+        matches!(self, Self::Result | Self::Describe)
     }
 }
 

@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use everstep_core::{Epoch, EventBody, OpId, Payload, RunId};
+use everstep_core::{Epoch, Event, EventBody, OpId, Payload, RunId};
 use sha2::{Digest, Sha256};
 
 use crate::Totals;
@@ -31,6 +31,8 @@ type Key = (OpId, u32, Epoch);
 pub(crate) struct Executions<'a> {
     pub(crate) begins: BTreeMap<Key, Vec<&'a JournalEntry>>,
     ends: BTreeMap<Key, &'a JournalEntry>,
+    /// Attempts of queued steps, which have no epoch. Judged by themselves.
+    pub(crate) queued: Vec<&'a JournalEntry>,
     /// Attempts of each step under each epoch, in the journal's order.
     order: BTreeMap<OpId, BTreeMap<Epoch, Vec<u32>>>,
 }
@@ -44,6 +46,8 @@ struct End<'a> {
     name: &'a str,
     /// `None` for a failure that was the last.
     result: Option<&'a Payload>,
+    /// It was found out afterwards, by another owner than the one that ran the attempt.
+    probed: bool,
 }
 
 /// The journal, by run. Runs that are no UUIDs come under `None`.
@@ -51,6 +55,10 @@ pub(crate) fn by_run(journal: &[JournalEntry]) -> BTreeMap<Option<RunId>, Execut
     let mut runs: BTreeMap<Option<RunId>, Executions<'_>> = BTreeMap::new();
     for entry in journal {
         let of = runs.entry(entry.run_id.parse().ok()).or_default();
+        if entry.queued.is_some() {
+            of.queued.push(entry);
+            continue;
+        }
         let step = OpId(entry.step);
         let key = (step, entry.attempt, entry.epoch);
         match entry.phase {
@@ -59,13 +67,13 @@ pub(crate) fn by_run(journal: &[JournalEntry]) -> BTreeMap<Option<RunId>, Execut
                 of.order.entry(step).or_default().entry(entry.epoch).or_default().push(entry.attempt);
             }
             Phase::End => drop(of.ends.insert(key, entry)),
+            Phase::Beat | Phase::Denied => {}
         }
     }
     runs
 }
 
-/// The ends of the steps that the run's own workers ran. A queued step's worker has no epoch of the run's, and tells the
-/// sink of nothing.
+/// The ends of the steps that the run's own workers ran. A queued step's worker has no epoch of the run's.
 fn ends<'a>(id: RunId, tables: &'a Tables, check: &mut Check) -> BTreeMap<OpId, End<'a>> {
     let mut ends: BTreeMap<OpId, End<'a>> = BTreeMap::new();
     let queued: BTreeSet<OpId> = tables
@@ -85,7 +93,10 @@ fn ends<'a>(id: RunId, tables: &'a Tables, check: &mut Check) -> BTreeMap<OpId, 
             _ => continue,
         };
         check.looked();
-        let end = End { seq: event.seq, epoch: event.epoch, attempt, name, result };
+        // The probe of a step in doubt tells what the attempt of an earlier owner came to.
+        let doubted = doubted(tables, step, attempt, event.seq);
+        let (epoch, probed) = (doubted.unwrap_or(event.epoch), doubted.is_some());
+        let end = End { seq: event.seq, epoch, attempt, name, result, probed };
         if let Some(first) = ends.get(&step) {
             check.problem(format!("run {id}: step {step} ended at event {} and at {}", first.seq, end.seq));
         } else {
@@ -93,6 +104,17 @@ fn ends<'a>(id: RunId, tables: &'a Tables, check: &mut Check) -> BTreeMap<OpId, 
         }
     }
     ends
+}
+
+/// The epoch under which an attempt began that was in doubt before event `before`.
+fn doubted(tables: &Tables, step: OpId, attempt: u32, before: u64) -> Option<Epoch> {
+    let earlier = || tables.events.iter().filter(|e| e.seq < before);
+    let is_it = |s: &OpId, a: &u32| (*s, *a) == (step, attempt);
+    earlier()
+        .find(|e| matches!(&e.body, EventBody::StepInDoubt { step, attempt, .. } if is_it(step, attempt)))?;
+    let started =
+        |e: &&Event| matches!(&e.body, EventBody::StepStarted { step, attempt, .. } if is_it(step, attempt));
+    earlier().find(started).map(|e| e.epoch)
 }
 
 /// INV-17: one end for each step, and no execution after it.
@@ -221,7 +243,7 @@ pub(crate) fn recorded(case: &Case, totals: &mut Totals) -> Check {
         let ends = ends(*id, tables, &mut quiet);
         for (step, end) in &ends {
             check.looked();
-            if tells_ends && end.result.is_some() && never_returned(&executions, *step, end) {
+            if tells_ends && end.result.is_some() && !end.probed && never_returned(&executions, *step, end) {
                 let (seq, attempt) = (end.seq, end.attempt);
                 check.problem(format!(
                     "run {id}: event {seq}, step {step} attempt {attempt} is recorded and never returned"
@@ -494,6 +516,25 @@ mod tests {
             more.epoch = 8;
             c.journal().push(more);
         });
+    }
+
+    #[test]
+    fn what_a_probe_found_is_what_an_earlier_owner_had_done() {
+        use crate::fixture::features::{DOUBT, GUARDED_AGAIN, GUARDED_DONE, case};
+        use crate::fixture::{broken_in, run_id as id};
+        let probed = || {
+            let mut case = case();
+            let run = case.runs.entry(id(DOUBT)).or_default();
+            run.events.remove(GUARDED_AGAIN);
+            if let EventBody::StepCompleted { attempt, .. } = &mut run.events[GUARDED_DONE - 1].body {
+                *attempt = 1;
+            }
+            case.journal().retain(|e| e.run_id != id(DOUBT).to_string() || e.attempt == 1);
+            case
+        };
+        let executed = |c: &mut Case| c.journal().retain(|e| e.run_id != id(DOUBT).to_string());
+        assert!(compared(&probed()).ok, "{:?}", compared(&probed()));
+        broken_in(probed, compared, "PHANTOM", executed);
     }
 
     #[test]

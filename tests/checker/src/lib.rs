@@ -5,8 +5,11 @@
 //! server or a database. `README.md` beside this crate has the formats and what each check means.
 
 mod case;
+mod chains;
+mod children;
 mod clock;
 mod decode;
+mod doubts;
 #[cfg(test)]
 mod fixture;
 pub mod format;
@@ -15,6 +18,7 @@ mod linear;
 mod liveness;
 mod order;
 mod outcome;
+mod queued;
 mod search;
 mod sets;
 mod snapshots;
@@ -23,6 +27,7 @@ mod tables;
 mod tail;
 mod timeline;
 mod timers;
+mod updates;
 mod validity;
 mod verdict;
 
@@ -71,6 +76,12 @@ fn of(case: &Case, snapshots: Check) -> Verdict {
         journal::after_end(case, &mut totals),
         journal::attempts(case, &mut totals),
         journal::recorded(case, &mut totals),
+        doubts::check(case, &mut totals),
+        queued::in_log(case),
+        queued::executed(case, &mut totals),
+        children::check(case),
+        chains::check(case),
+        updates::check(case, &mut totals),
     ];
     checks.extend(sets::checks(case, &mut totals));
     checks.extend([

@@ -146,7 +146,7 @@ fn calls<'a>(ops: &[&'a Op]) -> Option<Vec<Call<Step>>> {
     let mut numbers: BTreeMap<(OpKind, &'a str), u64> = BTreeMap::new();
     let mut calls = Vec::new();
     for op in ops {
-        let effect = !matches!(op.kind, OpKind::Result | OpKind::Describe) && op.outcome != Outcome::Fail;
+        let effect = !op.kind.reads() && (op.outcome != Outcome::Fail || leaves_a_run(op));
         let bit = match op.request_id.as_deref() {
             Some(id) if effect => {
                 let next = 1u64.checked_shl(u32::try_from(numbers.len()).ok()?);
@@ -155,30 +155,39 @@ fn calls<'a>(ops: &[&'a Op]) -> Option<Vec<Call<Step>>> {
             _ => 0,
         };
         let Some(step) = step(op, bit) else { continue };
-        let replied = op.replied.filter(|_| op.outcome != Outcome::Unknown);
+        let replied = op.replied.filter(|_| op.outcome != Outcome::Unknown && !leaves_a_run(op));
         calls.push(Call { invoked: op.invoked, replied, op: step });
     }
     Some(calls)
 }
 
+/// An update that was refused, and perhaps the run that was started for it was not.
+fn leaves_a_run(op: &Op) -> bool {
+    op.kind == OpKind::UpdateWithStart && op.outcome == Outcome::Fail
+}
+
 fn step(op: &Op, bit: u64) -> Option<Step> {
-    if op.outcome == Outcome::Fail {
+    if op.outcome == Outcome::Fail && !leaves_a_run(op) {
         return refused(op);
     }
     let known = op.outcome == Outcome::Ok;
     match op.kind {
-        OpKind::Start => Some(Step::Start(bit)),
-        OpKind::Signal | OpKind::Cancel => Some(Step::Deliver(bit)),
+        OpKind::Start | OpKind::SignalWithStart | OpKind::UpdateWithStart => Some(Step::Start(bit)),
+        OpKind::Signal | OpKind::Cancel | OpKind::Update => Some(Step::Deliver(bit)),
         OpKind::Terminate => Some(Step::Terminate(bit)),
         OpKind::Result if known => Some(Step::Saw(vec![Phase::Closed])),
         OpKind::Describe if known => status(op).map(|phase| Step::Saw(vec![phase])),
-        OpKind::Result | OpKind::Describe => None,
+        OpKind::Result | OpKind::Describe | OpKind::Resolve => None,
     }
 }
 
 /// What a refusal says. One that says only that something is in the way says nothing here.
 fn refused(op: &Op) -> Option<Step> {
     let phases = match op.code() {
+        // It names a run, and another may have followed that.
+        _ if op.kind == OpKind::Resolve => return None,
+        // An update that was on its way to a run while that was followed by another: the workflow goes on.
+        "RUN_CLOSED" if op.kind.updates() && op.error.ends_with("(continued)") => return None,
         "RUN_CLOSED" => vec![Phase::Closed],
         "RUN_NOT_FOUND" => vec![Phase::Absent],
         "RUN_ALREADY_EXISTS" => vec![Phase::Running, Phase::Closed],
@@ -306,6 +315,29 @@ mod tests {
         case.ops().push(op(7, OpKind::Terminate, 3, "t3", 22_000));
         let check = linear(&case);
         assert!(check.ok, "{check:?}");
+    }
+
+    #[test]
+    fn an_update_that_a_closed_run_takes_is_found() {
+        broken(linear, "wf-3: no order", |c| c.ops().push(op(7, OpKind::Update, 3, "late", 9_000)));
+    }
+
+    #[test]
+    fn starts_that_bring_something_along_are_starts() {
+        for kind in [OpKind::SignalWithStart, OpKind::UpdateWithStart] {
+            let mut case = good();
+            case.ops().iter_mut().filter(|op| op.kind == OpKind::Start).for_each(|op| op.kind = kind);
+            assert!(linear(&case).ok, "{:?}", linear(&case));
+            broken(linear, "wf-2: no order", |c| c.ops().push(op(7, kind, 2, "other", 9_000)));
+        }
+        // A refused update leaves its run, or never came to it.
+        let mut case = good();
+        let start = case.ops().iter_mut().find(|op| op.kind == OpKind::Start);
+        start.into_iter().for_each(|op| {
+            op.kind = OpKind::UpdateWithStart;
+            (op.outcome, op.error) = (Outcome::Fail, "UPDATE_REJECTED: no".to_owned());
+        });
+        assert!(linear(&case).ok, "{:?}", linear(&case));
     }
 
     #[test]

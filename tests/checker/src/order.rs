@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use everstep_core::{EventBody, RunId};
 
 use crate::case::{Case, Op, Outcome, Tables};
-use crate::format::OpKind;
 use crate::verdict::Check;
 
 /// First time sent and first time acknowledged, by workflow id and signal id.
@@ -27,7 +26,7 @@ pub(crate) fn check(case: &Case) -> Check {
 
 fn times(ops: &[Op]) -> Times<'_> {
     let mut times = Times::new();
-    for op in ops.iter().filter(|op| op.kind == OpKind::Signal) {
+    for op in ops.iter().filter(|op| op.kind.signals()) {
         let request = op.request_id.as_deref().unwrap_or_default();
         let (sent, acked) = times.entry((&op.workflow_id, request)).or_insert((op.invoked, None));
         *sent = op.invoked.min(*sent);

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use everstep_core::{EventBody, OpId, RunId};
+use everstep_core::{EventBody, OpId, Payload, Resolution, RunId};
 
 use crate::Totals;
 use crate::case::{Case, Outcome, Tables};
-use crate::format::{Expected, ExpectedOutcome, OpKind};
+use crate::format::{Expected, ExpectedOutcome};
 use crate::journal::{Executions, by_run, sha256, strings};
 use crate::verdict::Check;
 
@@ -39,7 +39,7 @@ pub(crate) fn check(case: &Case, totals: &mut Totals) -> Check {
 /// A start that no client knows to have succeeded need not have happened.
 fn may_be_missing(case: &Case, workflow: &str) -> bool {
     let Some(ops) = &case.ops else { return false };
-    !ops.iter().any(|op| op.kind == OpKind::Start && op.workflow_id == workflow && op.outcome == Outcome::Ok)
+    !ops.iter().any(|op| op.kind.starts() && op.workflow_id == workflow && op.outcome == Outcome::Ok)
 }
 
 fn run(id: RunId, tables: &Tables, expected: &Expected, journal: Option<&Executions<'_>>, check: &mut Check) {
@@ -127,23 +127,15 @@ fn steps(
     for ((step, _, _), entries) in journal.iter().flat_map(|j| &j.begins) {
         nonces.entry(*step).or_default().extend(entries.iter().map(|e| e.nonce.as_str()));
     }
-    for event in &tables.events {
-        let (step, name, attempt, result) = match &event.body {
-            EventBody::StepCompleted { step, name, attempt, result, .. } => {
-                (step, name, attempt, Some(result))
-            }
-            EventBody::StepFailed { step, name, attempt, retry_at: None, .. } => (step, name, attempt, None),
-            _ => continue,
-        };
-        let mut held: BTreeSet<String> = BTreeSet::new();
-        if let Some(Ok(value)) = result.map(|r| serde_json::from_slice(&r.data)) {
-            strings(&value, &mut |text| held.extend([text.to_owned()]));
-        }
+    for entry in journal.iter().flat_map(|j| &j.queued) {
+        nonces.entry(OpId(entry.step)).or_default().insert(&entry.nonce);
+    }
+    for (step, name, attempt, texts) in tables.events.iter().filter_map(|event| end_of(&event.body)) {
         for wanted in &expected.steps {
             let nonce = wanted.nonce.as_str();
-            let known = nonces.get(step).is_some_and(|n| n.contains(nonce));
-            if known || name == nonce || held.contains(nonce) {
-                attempts.insert(nonce, *attempt);
+            let known = nonces.get(&step).is_some_and(|n| n.contains(nonce));
+            if known || name == nonce || texts.iter().any(|text| text.starts_with(nonce)) {
+                attempts.insert(nonce, attempt);
             }
         }
     }
@@ -157,6 +149,35 @@ fn steps(
             Some(_) => {}
         }
     }
+}
+
+/// The last attempt of a step: which, its name, its number, and the texts that its end carries.
+fn end_of(body: &EventBody) -> Option<(OpId, &str, u32, Vec<String>)> {
+    let texts = |result: &Payload| {
+        let mut held = Vec::new();
+        if let Ok(value) = serde_json::from_slice(&result.data) {
+            strings(&value, &mut |text| held.push(text.to_owned()));
+        }
+        held
+    };
+    Some(match body {
+        EventBody::StepCompleted { step, name, attempt, result, .. } => {
+            (*step, name, *attempt, texts(result))
+        }
+        EventBody::StepFailed { step, name, attempt, retry_at: None, .. } => {
+            (*step, name, *attempt, Vec::new())
+        }
+        // A person ended it.
+        EventBody::StepResolved(resolved) => {
+            let texts = match &resolved.resolution {
+                Resolution::Completed(result) => texts(result),
+                Resolution::Failed(failure) => vec![failure.message.clone()],
+                Resolution::Retry => return None,
+            };
+            (resolved.step, &resolved.name, resolved.attempt, texts)
+        }
+        _ => return None,
+    })
 }
 
 /// Each predicted timer was started, with its delay.
@@ -182,7 +203,7 @@ fn timers(run: &str, tables: &Tables, expected: &Expected, check: &mut Check) {
 
 #[cfg(test)]
 mod tests {
-    use everstep_core::{Failure, Payload, Timestamp};
+    use everstep_core::{Failure, Timestamp};
 
     use super::*;
     use crate::fixture::{BASE_US, DONE_A, END, TIMER, broken, good};
@@ -262,6 +283,28 @@ mod tests {
                 s.attempts_min = if s.nonce == "n-b" { 3 } else { 1 };
             });
         });
+    }
+
+    #[test]
+    fn a_step_that_a_person_ended_has_ended() {
+        let resolved = |nonce: &str| {
+            EventBody::StepResolved(Box::new(everstep_core::StepResolved {
+                step: OpId(1),
+                name: "a".to_owned(),
+                attempt: 1,
+                resolution: Resolution::Completed(Payload::json(format!("\"{nonce}\""))),
+                note: String::new(),
+            }))
+        };
+        // It was cut off before it could tell the sink.
+        let cut = |c: &mut Case, nonce: &str| {
+            c.journal().retain(|entry| entry.step != 1);
+            c.first().events[DONE_A].body = resolved(nonce);
+        };
+        let mut case = good();
+        cut(&mut case, "n-a");
+        assert!(judge(&case).ok, "{:?}", judge(&case));
+        broken(judge, "LOST: completed without an end of step n-a", |c| cut(c, "n-z"));
     }
 
     #[test]

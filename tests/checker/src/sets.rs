@@ -18,13 +18,20 @@ struct Kind {
     name: &'static str,
     inv: &'static [&'static str],
     op: OpKind,
+    /// Whether an op is one of that kind.
+    is: fn(OpKind) -> bool,
 }
 
 const KINDS: [Kind; 4] = [
-    Kind { name: "starts", inv: &["INV-06", "INV-07", "INV-37"], op: OpKind::Start },
-    Kind { name: "signals", inv: &["INV-06", "INV-07", "INV-29"], op: OpKind::Signal },
-    Kind { name: "cancels", inv: &["INV-06", "INV-07"], op: OpKind::Cancel },
-    Kind { name: "terminates", inv: &["INV-06", "INV-07"], op: OpKind::Terminate },
+    Kind { name: "starts", inv: &["INV-06", "INV-07", "INV-37"], op: OpKind::Start, is: OpKind::starts },
+    Kind { name: "signals", inv: &["INV-06", "INV-07", "INV-29"], op: OpKind::Signal, is: OpKind::signals },
+    Kind { name: "cancels", inv: &["INV-06", "INV-07"], op: OpKind::Cancel, is: |op| op == OpKind::Cancel },
+    Kind {
+        name: "terminates",
+        inv: &["INV-06", "INV-07"],
+        op: OpKind::Terminate,
+        is: |op| op == OpKind::Terminate,
+    },
 ];
 
 /// Workflow id, and the request id of starts and signals. A run has one cancel request and one end,
@@ -49,7 +56,7 @@ fn one(case: &Case, kind: &Kind, totals: &mut Totals) -> Check {
         check.note("no client history");
         return check;
     };
-    let attempts = attempts(ops, kind.op);
+    let attempts = attempts(ops, kind);
     let present = present(case, kind.op);
     let mut recovered = 0u64;
     for ((workflow, request), times) in &present {
@@ -76,20 +83,21 @@ fn one(case: &Case, kind: &Kind, totals: &mut Totals) -> Check {
 
 fn element(op: &Op) -> Element {
     let request = match op.kind {
-        OpKind::Start | OpKind::Signal => op.request_id.clone().unwrap_or_default(),
+        kind if kind.starts() || kind.signals() => op.request_id.clone().unwrap_or_default(),
         _ => String::new(),
     };
     (op.workflow_id.clone(), request)
 }
 
-fn attempts(ops: &[Op], kind: OpKind) -> BTreeMap<Element, Attempts> {
+fn attempts(ops: &[Op], kind: &Kind) -> BTreeMap<Element, Attempts> {
     let mut attempts: BTreeMap<Element, Attempts> = BTreeMap::new();
-    for op in ops.iter().filter(|op| op.kind == kind) {
+    for op in ops.iter().filter(|op| (kind.is)(op.kind)) {
         let of = attempts.entry(element(op)).or_default();
         match op.outcome {
             Outcome::Ok => of.acked_at = of.acked_at.into_iter().chain(op.replied).min(),
             Outcome::Unknown => of.unknown = true,
-            Outcome::Fail => {}
+            // An update that is refused leaves the run that was started for it.
+            Outcome::Fail => of.unknown |= op.kind == OpKind::UpdateWithStart,
         }
     }
     attempts
@@ -157,7 +165,7 @@ fn lost(
 /// INV-37: one request, one run.
 fn same_run(ops: &[Op], check: &mut Check) {
     let mut runs: BTreeMap<Element, BTreeSet<&str>> = BTreeMap::new();
-    for op in ops.iter().filter(|op| op.kind == OpKind::Start && op.outcome == Outcome::Ok) {
+    for op in ops.iter().filter(|op| op.kind.starts() && op.outcome == Outcome::Ok) {
         runs.entry(element(op)).or_default().extend(op.run_id.as_deref());
     }
     for ((workflow, request), runs) in runs.into_iter().filter(|(_, runs)| runs.len() > 1) {
@@ -167,7 +175,7 @@ fn same_run(ops: &[Op], check: &mut Check) {
 
 /// A start is answered with the run that its own request started.
 fn own_run(case: &Case, ops: &[Op], check: &mut Check) {
-    for op in ops.iter().filter(|op| op.kind == OpKind::Start && op.outcome == Outcome::Ok) {
+    for op in ops.iter().filter(|op| op.kind.starts() && op.outcome == Outcome::Ok) {
         let Some(run) = &op.run_id else { continue };
         let tables = run.parse().ok().and_then(|id| case.runs.get(&id));
         let Some(EventBody::RunStarted(start)) = tables.and_then(|t| t.events.first()).map(|e| &e.body)
@@ -249,6 +257,41 @@ mod tests {
                 op.outcome = Outcome::Fail;
             });
         });
+    }
+
+    #[test]
+    fn a_start_that_brings_a_signal_along_is_both() {
+        let both = |c: &mut Case| {
+            c.ops().retain(|op| op.request_id.as_deref() != Some("s1"));
+            c.ops().iter_mut().filter(|op| op.workflow_id == "wf-1" && op.kind == OpKind::Start).for_each(
+                |op| {
+                    op.kind = OpKind::SignalWithStart;
+                },
+            );
+            signal_id(c, SIGNAL_1, "start-wf-1");
+        };
+        let mut case = good();
+        both(&mut case);
+        for kind in [OpKind::Start, OpKind::Signal] {
+            assert!(of(kind)(&case).ok, "{:?}", of(kind)(&case));
+        }
+        broken(of(OpKind::Signal), "LOST (prefix): signal wf-1 start-wf-1", |c| {
+            both(c);
+            c.first().events.remove(SIGNAL_1);
+        });
+    }
+
+    #[test]
+    fn a_run_whose_first_update_was_refused_may_be_there_or_not() {
+        let mut case = good();
+        case.ops().iter_mut().filter(|op| op.workflow_id == "wf-2" && op.kind == OpKind::Start).for_each(
+            |op| {
+                (op.kind, op.outcome) = (OpKind::UpdateWithStart, Outcome::Fail);
+            },
+        );
+        assert!(of(OpKind::Start)(&case).ok);
+        case.runs.remove(&crate::fixture::run_id(2));
+        assert!(of(OpKind::Start)(&case).ok);
     }
 
     #[test]

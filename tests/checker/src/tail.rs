@@ -9,8 +9,16 @@ use crate::verdict::Check;
 const LAST: usize = 5;
 
 /// Refusals that are answers: they say how the run stands, not how the server does.
-const ANSWERS: [&str; 5] =
-    ["OPEN", "RUN_CLOSED", "RUN_ALREADY_EXISTS", "RUN_NOT_FOUND", "IDEMPOTENCY_MISMATCH"];
+const ANSWERS: [&str; 8] = [
+    "OPEN",
+    "RUN_CLOSED",
+    "RUN_ALREADY_EXISTS",
+    "RUN_NOT_FOUND",
+    "IDEMPOTENCY_MISMATCH",
+    "UPDATE_REJECTED",
+    "UPDATE_ABANDONED",
+    "STEP_NOT_IN_DOUBT",
+];
 
 /// True for an op that the server dealt with.
 pub(crate) fn answered(op: &Op) -> bool {
@@ -79,6 +87,10 @@ mod tests {
             (c.ops()[3].outcome, c.ops()[3].error) = (Outcome::Fail, "RUN_CLOSED: it is".to_owned());
         });
         assert!(refused.ok, "{refused:?}");
+        let rejected = judge(|c| {
+            (c.ops()[3].outcome, c.ops()[3].error) = (Outcome::Fail, "UPDATE_REJECTED: no".to_owned());
+        });
+        assert!(rejected.ok, "{rejected:?}");
     }
 
     #[test]

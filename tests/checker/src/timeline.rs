@@ -161,6 +161,8 @@ fn effect_row(entry: &JournalEntry, at_us: i64) -> Row {
     let phase = match entry.phase {
         Phase::Begin => "begins",
         Phase::End => "ends",
+        Phase::Beat => "says how far it is",
+        Phase::Denied => "will not begin",
     };
     let html = format!(
         "#{} {} attempt {} {phase} <span class=dim>epoch {}, {}, {}</span>",

@@ -32,7 +32,14 @@ pub(crate) fn reasons(case: &Case, undecided: u64) -> Vec<String> {
 fn ok_share(case: &Case, reasons: &mut Vec<String>) {
     let Some(ops) = &case.ops else { return };
     // A wait for a result that was over before the run was served as well as any.
-    let served = |op: &&Op| op.outcome == Outcome::Ok || op.kind == OpKind::Result && op.code() == "OPEN";
+    // And so was a caller who heard that the run's code does not want the update.
+    let served = |op: &&Op| match op.outcome {
+        Outcome::Ok => true,
+        _ => {
+            op.kind == OpKind::Result && op.code() == "OPEN"
+                || op.kind.updates() && op.code() == "UPDATE_REJECTED"
+        }
+    };
     let ok = ops.iter().filter(served).count();
     if ok * 100 < ops.len() * OK_PERCENT_MIN || ops.is_empty() {
         reasons.push(format!("{ok} of {} ops were ok, fewer than {OK_PERCENT_MIN} %", ops.len()));
@@ -75,6 +82,12 @@ mod tests {
         invalid("fewer than 60 %", |c| {
             c.ops().iter_mut().take(6).for_each(|op| op.outcome = Outcome::Unknown);
         });
+        let mut case = good();
+        case.ops().iter_mut().take(6).for_each(|op| {
+            (op.kind, op.outcome, op.error) =
+                (OpKind::Update, Outcome::Fail, "UPDATE_REJECTED: no".to_owned());
+        });
+        assert_eq!(reasons(&case, 0), Vec::<String>::new(), "whom the code refused was answered");
         invalid("0 of 0 ops", |c| c.ops().clear());
         invalid("fault cut was drawn 2 times and never happened", |c| {
             c.meta().faults.insert("cut".to_owned(), FaultCount { drawn: 2, fired: 0 });

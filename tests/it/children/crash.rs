@@ -110,6 +110,7 @@ fn child(op: u32, workflow_type: &str, input: &str, on_parent_close: ParentClose
         reuse: everstep::ReusePolicy::default(),
         on_parent_close,
         report_start: false,
+        notes: everstep_core::Notes::default(),
     }))
 }
 

@@ -2,12 +2,44 @@
 
 use async_trait::async_trait;
 use everstep_core::{Duration, OpId, Payload, QueueKey, RunId, SessionId};
+use everstep_engine::StepKey;
+use everstep_engine::node::{StepsIn, StepsOut};
 use everstep_store::{
     AttemptKey, Beat, BeatAnswer, ClaimKey, ClaimRow, DueSteps, Error, QueueLimits, QueueRecord, StepClaims,
     StepFilter, StepRecord, StepWant, Steps,
 };
 
 use super::SimStore;
+
+impl SimStore {
+    /// The answer to what a node asks of queued steps, if it is a question.
+    pub(crate) fn answer_steps(&self, output: StepsOut) -> Option<StepsIn> {
+        let claim = |key: &StepKey| ClaimKey { run: key.run_id, step: key.step, claim: key.claim };
+        Some(match output {
+            StepsOut::Claim { link, want, max } => {
+                let claims = self.ask(|s| s.claim_steps_sync(&want, max));
+                StepsIn::Claimed { link, queue: want.queue, max, claims }
+            }
+            StepsOut::LetGo { link, key, deferred } => {
+                let done = self.ask(|s| match deferred {
+                    true => s.defer_step_sync(claim(&key)),
+                    false => s.return_step_sync(claim(&key)),
+                });
+                StepsIn::LetGo { link, key, deferred, done }
+            }
+            StepsOut::Beat { link, key, details, last } => {
+                let beat = Beat { key: claim(&key), details };
+                let answer = self.ask(|s| s.beat_steps_sync(&[beat])[0]);
+                StepsIn::Beaten { link, key, last, answer }
+            }
+            StepsOut::Find { sessions, since } => {
+                let rows = self.ask(|s| s.claims_of_sync(&sessions));
+                StepsIn::Found { sessions, since, rows }
+            }
+            StepsOut::DueAt(_) | StepsOut::WaitingAt { .. } => return None,
+        })
+    }
+}
 
 #[async_trait]
 impl Steps for SimStore {

@@ -12,6 +12,11 @@
 //! | version | `version 0`; or `version 1`, then the line of its step |
 //! | sleep | `slept <nonce>` |
 //! | child | `child <nonce> <hash of its output>`; or `child <nonce> <kind>`, when it fails |
+//! | queued step | as a step; or `failed <kind>`, when its attempts or its time are used up or its policy gives up |
+//! | told child | as a child; then `told <nonce> RunClosed`, when it is told something after its end |
+//! | message to nobody | `told <nonce> RunNotFound` |
+//! | update | `update <id>` |
+//! | upsert | none |
 //! | signal | `signal <id>`, read from the signal's input |
 //! | parallel | the lines of its branches, the first branch's first |
 //! | race | `won <index>`, then the lines of the arm that won |
@@ -24,6 +29,10 @@
 //! client sends a program's signals in the order of [`Prediction::signals`], each acknowledged before the next.
 //! A wait inside a branch or arm has a name of its own: its id.
 //!
+//! # Updates
+//! The code takes updates of the name [`UPDATE_NAME`], whose input is their id as a JSON string, at any time: those that
+//! a program waits for ([`Prediction::updates`]), and any other. It does not agree to ids that begin with `no-`.
+//!
 //! # Two builds
 //! A program is run by [`Build::A`] or [`Build::B`] ([`Build::of`] tells by the build id). [`Code`] says in
 //! what the two differ: nothing but that only `B` knows of versions, the name of one step (what one has recorded blocks the other), or a panic
@@ -34,16 +43,24 @@
 mod dice;
 mod generate;
 mod interpret;
+mod ops;
 mod predict;
 #[cfg(test)]
 mod tests;
 
-use everstep_core::{Duration, RetryPolicy};
+use everstep_core::{DoubtPolicy, Duration, RetryPolicy};
 use serde::{Deserialize, Serialize};
 
 pub use dice::Dice;
-pub use interpret::{Effects, interpret};
-pub use predict::{Outcome, PlannedSignal, PlannedStep, PlannedTimer, Prediction, output_sha256};
+pub use interpret::{Effects, Work, interpret, run_queued};
+pub use ops::{
+    Beat, By, CANCELED, Course, QUEUED_STEP, QueuedStep, RUN_CLOSED, RUN_NOT_FOUND, STEP_TIMEOUT, Tell,
+    UNSERVED_QUEUE, UPDATE_NAME, UPSERTED, agrees, nobody, untold_line, update_answer, update_line,
+};
+pub use predict::{
+    Outcome, PlannedQueued, PlannedSignal, PlannedStep, PlannedTimer, PlannedUpdate, Prediction,
+    output_sha256,
+};
 
 /// The name that waits of the top level wait for.
 pub const SIGNAL_NAME: &str = "go";
@@ -131,7 +148,7 @@ pub enum Op {
         /// The signal's id.
         id: String,
     },
-    /// A child: another program, as a run of its own. Only in [`Profile::Sim`].
+    /// A child: another program, as a run of its own.
     Child {
         /// Its name in the program.
         nonce: String,
@@ -139,6 +156,27 @@ pub enum Op {
         source: Source,
         /// It is left alone when this run ends first; else it is stopped.
         abandoned: bool,
+    },
+    /// A step that any worker with room runs.
+    Queued(QueuedStep),
+    /// A child that is told something before it is waited for.
+    Tell(Tell),
+    /// A message to a workflow id that nobody has.
+    TellNobody {
+        /// Its name in the program.
+        nonce: String,
+    },
+    /// Waits until an update has been carried out.
+    Update {
+        /// The update's id, and its input as a JSON string.
+        id: String,
+        /// What its handler does.
+        step: Option<Step>,
+    },
+    /// Says something of the run: sets its search attribute [`UPSERTED`].
+    Upsert {
+        /// To this.
+        n: i64,
     },
     /// All branches, side by side.
     Parallel(Vec<Vec<Op>>),
@@ -158,6 +196,17 @@ pub enum Doubt {
     Fail,
     /// Waits for a person, who says what became of the attempt or asks for the next one.
     AskHuman,
+}
+
+impl Doubt {
+    /// In the words of the core.
+    pub fn policy(self) -> DoubtPolicy {
+        match self {
+            Self::Retry => DoubtPolicy::Retry,
+            Self::Fail => DoubtPolicy::Fail,
+            Self::AskHuman => DoubtPolicy::AskHuman,
+        }
+    }
 }
 
 /// A step: its attempts `1..=fails` fail, the next one ends it.
@@ -183,7 +232,7 @@ pub enum End {
     Output,
     /// It returns an error that nobody catches: the run fails with kind [`UNCAUGHT`].
     Uncaught,
-    /// It goes on in a new run, as the program of [`Source::next`]. Only in [`Profile::Sim`].
+    /// It goes on in a new run, as the program of [`Source::next`].
     Continue,
 }
 
@@ -261,6 +310,10 @@ impl Source {
 
 /// The generation of children.
 const CHILD: u8 = u8::MAX;
+/// The generation of children that wait for signals of their parent.
+const TOLD: u8 = CHILD - 1;
+/// The generation of children that wait until their parent stops them.
+const STOPPED: u8 = CHILD - 2;
 
 impl Source {
     /// What the child with this number is generated from.
@@ -270,9 +323,25 @@ impl Source {
         Self { seed, generation: CHILD, ..self }
     }
 
+    /// The same, of one that waits for its parent: to be sent signals, or to be stopped.
+    #[must_use]
+    pub fn told_child(self, number: u32, stopped: bool) -> Self {
+        Self { generation: if stopped { STOPPED } else { TOLD }, ..self.child(number) }
+    }
+
+    /// Whether it is that of a child that waits for signals of its parent.
+    pub fn waits_for_signals(self) -> bool {
+        self.generation == TOLD
+    }
+
+    /// Whether it is that of a child that waits until its parent stops it.
+    pub fn waits_for_stop(self) -> bool {
+        self.generation == STOPPED
+    }
+
     /// Whether this is a child's.
     pub fn is_child(self) -> bool {
-        self.generation == CHILD
+        self.generation >= STOPPED
     }
 }
 
@@ -320,7 +389,9 @@ impl Step {
     /// What it returns: its nonce, then filling that is no other step's.
     pub fn result(&self) -> String {
         let length = self.bytes.max(self.nonce.len());
-        self.nonce.chars().cycle().take(length).collect()
+        let mut result = self.nonce.repeat(length.div_ceil(self.nonce.len().max(1)));
+        result.truncate(length);
+        result
     }
 }
 

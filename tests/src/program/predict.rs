@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Doubt, End, IN_DOUBT, Op, Program, REFUSED, Step, UNCAUGHT, Wish, child_line, failure_line,
-    no_child_line, signal_line, sleep_line, step_line, version_line, won_line,
+    CANCELED, Doubt, End, IN_DOUBT, Op, Program, QueuedStep, REFUSED, RUN_CLOSED, RUN_NOT_FOUND, Source,
+    Step, UNCAUGHT, Wish, child_line, failure_line, no_child_line, signal_line, sleep_line, step_line,
+    untold_line, update_answer, update_line, version_line, won_line,
 };
 
 /// How a run ends.
@@ -48,6 +49,32 @@ pub struct Prediction {
     pub signals: Vec<PlannedSignal>,
     /// Its sleeps.
     pub timers: Vec<PlannedTimer>,
+    /// Its queued steps.
+    pub queued: Vec<PlannedQueued>,
+    /// The updates to ask for, in any order.
+    pub updates: Vec<PlannedUpdate>,
+    /// What its search attribute is set to, in this order.
+    pub upserts: Vec<i64>,
+}
+
+/// A queued step of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedQueued {
+    /// The step.
+    pub queued: QueuedStep,
+    /// The run cannot end without it.
+    pub required: bool,
+}
+
+/// An update that a program waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedUpdate {
+    /// Its id, and its input as a JSON string.
+    pub id: String,
+    /// What is answered, as a JSON string.
+    pub answer: String,
+    /// The run cannot end without it.
+    pub required: bool,
 }
 
 /// A step of a program.
@@ -101,6 +128,9 @@ impl Program {
             steps: Vec::new(),
             signals: Vec::new(),
             timers: Vec::new(),
+            queued: Vec::new(),
+            updates: Vec::new(),
+            upserts: Vec::new(),
         };
         prediction.collect(&self.ops, self.wish == Wish::Nothing);
         prediction
@@ -144,7 +174,16 @@ impl Prediction {
                     required: false,
                 }),
                 // Its steps are those of a run of its own.
-                Op::Child { .. } => {}
+                Op::Child { .. } | Op::Tell(_) | Op::TellNobody { .. } => {}
+                Op::Queued(queued) => {
+                    let required = required && queued.doubt != Some(Doubt::Fail);
+                    self.queued.push(PlannedQueued { queued: queued.clone(), required });
+                }
+                Op::Update { id, step } => {
+                    let answer = update_answer(id, step.as_ref().map(line_of).as_deref());
+                    self.updates.push(PlannedUpdate { id: id.clone(), answer, required });
+                }
+                Op::Upsert { n } => self.upserts.push(*n),
                 Op::Sleep { nonce, us } => {
                     self.timers.push(PlannedTimer { nonce: nonce.clone(), delay_us: *us, required });
                 }
@@ -182,14 +221,18 @@ fn ways_of(op: &Op) -> Vec<Vec<String>> {
         Op::Version { step, .. } => {
             vec![vec![version_line(0)], vec![version_line(1), line_of(step)]]
         }
-        Op::Child { nonce, source, .. } => {
-            let child = source.program();
-            let line = match child.end {
-                End::Uncaught => no_child_line(nonce, UNCAUGHT),
-                _ => child_line(nonce, &ways(&child.ops).concat()),
-            };
-            vec![vec![line]]
+        Op::Child { nonce, source, .. } => vec![vec![line_of_child(nonce, *source)]],
+        Op::Queued(queued) if queued.doubt == Some(Doubt::Fail) => {
+            vec![vec![queued.line()], vec![failure_line(IN_DOUBT, "")]]
         }
+        Op::Queued(queued) => vec![vec![queued.line()]],
+        Op::Tell(tell) => {
+            let late = tell.late.then(|| untold_line(&tell.nonce, RUN_CLOSED));
+            vec![std::iter::once(line_of_child(&tell.nonce, tell.source)).chain(late).collect()]
+        }
+        Op::TellNobody { nonce } => vec![vec![untold_line(nonce, RUN_NOT_FOUND)]],
+        Op::Update { id, .. } => vec![vec![update_line(id)]],
+        Op::Upsert { .. } => vec![Vec::new()],
         Op::Sleep { nonce, .. } => vec![vec![sleep_line(nonce)]],
         Op::Signal { id, .. } => vec![vec![signal_line(id)]],
         Op::Parallel(branches) => {
@@ -203,6 +246,15 @@ fn ways_of(op: &Op) -> Vec<Vec<String>> {
             arms.iter().enumerate().flat_map(won).collect()
         }
         Op::Never => Vec::new(),
+    }
+}
+
+fn line_of_child(nonce: &str, source: Source) -> String {
+    let child = source.program();
+    match (child.wish, child.end) {
+        (Wish::Cancel, _) => no_child_line(nonce, CANCELED),
+        (_, End::Uncaught) => no_child_line(nonce, UNCAUGHT),
+        _ => child_line(nonce, &ways(&child.ops).concat()),
     }
 }
 

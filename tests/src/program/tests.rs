@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 
+mod sdk;
+
 fn programs() -> impl Iterator<Item = Program> {
     [Profile::Sim, Profile::Chaos]
         .into_iter()
@@ -38,9 +40,11 @@ fn nonces_are_unique_among_all_programs_of_a_profile() {
         each(&program.ops, &mut |op| {
             let nonce = match op {
                 Op::Step(step) | Op::Guarded { step, .. } | Op::Version { step, .. } => &step.nonce,
-                Op::Sleep { nonce, .. } | Op::Child { nonce, .. } => nonce,
-                Op::Signal { id, .. } => id,
-                Op::Parallel(_) | Op::Race(_) | Op::Never => return,
+                Op::Queued(queued) => &queued.step.nonce,
+                Op::Sleep { nonce, .. } | Op::Child { nonce, .. } | Op::TellNobody { nonce } => nonce,
+                Op::Tell(tell) => &tell.nonce,
+                Op::Signal { id, .. } | Op::Update { id, .. } => id,
+                Op::Parallel(_) | Op::Race(_) | Op::Never | Op::Upsert { .. } => return,
             };
             assert!(seen.insert(nonce.clone()), "{nonce} twice");
         });
@@ -82,6 +86,23 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
                 Op::Version { .. } => "version",
                 Op::Sleep { .. } => "sleep",
                 Op::Child { .. } => "child",
+                Op::Queued(queued) => match (queued.course, queued.doubt) {
+                    (Course::Said, Some(Doubt::Fail)) => "queued, given up",
+                    (Course::Said, Some(Doubt::AskHuman)) => "queued, asked",
+                    (Course::Said, _) => "queued",
+                    (Course::Silent, _) => "queued, silent",
+                    (Course::Faint, _) => "queued, faint",
+                    (Course::Exhausted { .. }, _) => "queued, exhausted",
+                    (Course::Unserved { in_all: true }, _) => "queued, unserved in all",
+                    (Course::Unserved { in_all: false }, _) => "queued, unserved",
+                },
+                Op::Tell(tell) if tell.source.waits_for_stop() => "stopped",
+                Op::Tell(Tell { by: By::Run, .. }) => "told by run",
+                Op::Tell(Tell { by: By::Workflow, .. }) => "told by workflow",
+                Op::TellNobody { .. } => "nobody",
+                Op::Update { step: Some(_), .. } => "update with a step",
+                Op::Update { step: None, .. } => "update",
+                Op::Upsert { .. } => "upsert",
                 Op::Signal { name, .. } if name == SIGNAL_NAME => "signal",
                 Op::Signal { .. } => "named signal",
                 Op::Parallel(_) => "parallel",
@@ -104,8 +125,30 @@ fn every_kind_of_op_end_wish_and_difference_occurs() {
             Code::Poisoned { .. } => "poisoned",
         });
     }
-    assert_eq!(kinds.len(), 14 + 6 + 3, "{kinds:?}");
+    assert_eq!(kinds.len(), 14 + 15 + 6 + 3, "{kinds:?}");
     assert!(huge > 10, "{huge} huge results");
+}
+
+#[test]
+fn some_programs_begin_more_children_than_a_node_does_at_one_time() {
+    let wide = Source { seed: 1_000, profile: Profile::Sim, generation: 0 }.widened();
+    assert!(wide.is_wide());
+    let program = wide.program();
+    let Some(Op::Parallel(children)) = program.ops.last() else { panic!("no fan-out in {program:?}") };
+    assert!(children.len() > 64 && children.iter().all(|part| matches!(part[..], [Op::Child { .. }])));
+    assert!(programs().filter(|p| p.source.is_wide()).count() > 0);
+}
+
+#[test]
+fn a_child_that_is_told_waits_for_what_it_is_told() {
+    let source = Source { seed: 7, profile: Profile::Sim, generation: 0 };
+    for number in 0..200 {
+        let told = source.told_child(number, false).program();
+        assert!(!told.predict().signals.is_empty() && told.wish == Wish::Nothing);
+        assert!(told.predict().signals.iter().all(|s| s.required && s.name == SIGNAL_NAME));
+        let stopped = source.told_child(number, true).program();
+        assert!(stopped.predict().signals.is_empty() && stopped.predict().outcome == Outcome::Canceled);
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(crate) struct Source {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Print runs, events, timers, tasks, doubts and wakes, one JSON document a line
+    /// Print runs, events, timers, tasks, queued steps, doubts and wakes, one JSON document a line
     Export {
         #[command(flatten)]
         source: Source,

@@ -86,9 +86,10 @@ fn print(listed: &Listed) -> Result<(), Fail> {
             true => "(only checks)".to_owned(),
             false => build.task_queues.join(", "),
         };
-        let types = match build.workflow_types.is_empty() {
-            true => "any".to_owned(),
-            false => build.workflow_types.join(", "),
+        let types = match (build.workflow_types.is_empty(), build.task_queues.is_empty()) {
+            (true, true) => "-".to_owned(),
+            (true, false) => "any".to_owned(),
+            (false, _) => build.workflow_types.join(", "),
         };
         out::line(&format!("{:<24}  {:<7}  {queues:<24}  {types}", build.build_id, build.workers))?;
         if !build.continues.is_empty() {

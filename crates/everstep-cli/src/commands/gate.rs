@@ -178,7 +178,9 @@ fn print(checked: &CheckedHistory) -> Result<(), Fail> {
     let run = format!("{place}run {run_id} ({workflow_type}, {events} events)");
     match verdict {
         CheckVerdict::Passed => out::line(&format!("{run} fits")),
-        CheckVerdict::Skipped(why) => out::line(&format!("{run} was skipped: {why}")),
+        CheckVerdict::Skipped(why) => {
+            out::line(&format!("{place}run {run_id} ({workflow_type}) was skipped: {why}"))
+        }
         CheckVerdict::Mismatch { blocked, event_kind } => {
             let kind = if event_kind.is_empty() { String::new() } else { format!(" ({event_kind})") };
             out::line(&format!("{run} differs at event {}{kind}:", blocked.at_seq))?;

@@ -12,7 +12,7 @@ pub(crate) struct Later {
     /// How long it has no worker yet, like 30s or 2h
     #[arg(long, value_parser = parse_duration)]
     start_delay: Option<Duration>,
-    /// Try again in a new run when it fails or times out: the attempts in all, or like
+    /// Try again in a new run when it fails or times out: the attempts in all (0 for no limit), or like
     /// attempts=5,initial=1s,coefficient=2,maximum=1m,final=KIND
     #[arg(long, value_parser = parse_retry, value_name = "POLICY")]
     retry: Option<RetryPolicy>,

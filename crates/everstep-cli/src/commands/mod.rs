@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod attribute;
 pub(crate) mod bench;
 pub(crate) mod build;
+mod children;
 pub(crate) mod crash;
 pub(crate) mod demo;
 pub(crate) mod dev;

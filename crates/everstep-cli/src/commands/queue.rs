@@ -1,7 +1,7 @@
 //! `everstep queue …`: what waits in task queues, and how fast they may be worked off.
 
 use clap::Subcommand;
-use everstep::client::{QueueDescription, QueueLimits};
+use everstep::client::{QueueDescription, QueueLimits, QueueWorker};
 use serde_json::Value;
 
 use super::run::Target;
@@ -19,7 +19,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Show one queue
+    /// Show one queue, with the workers that serve it and what waits with nobody to run it
     Show {
         /// The task queue
         queue: String,
@@ -36,7 +36,7 @@ pub(crate) enum Command {
         #[arg(long, group = "limits", value_parser = clap::value_parser!(u32).range(1..))]
         running: Option<u32>,
         /// Steps that begin in a second, on all workers together
-        #[arg(long, group = "limits")]
+        #[arg(long, group = "limits", value_parser = parse_rate, allow_negative_numbers = true)]
         per_second: Option<f64>,
         /// Steps that may begin at once after a quiet time
         #[arg(long, default_value_t = 1, requires = "per_second")]
@@ -72,9 +72,9 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
         Command::Show { queue, target } => {
             let queue = target.client()?.queue(&queue).await?;
             match target.output() {
-                Format::Jsonl => out::line(&json::queue(&queue).to_string()),
-                Format::Json => out::json(&json::queue(&queue)),
-                Format::Text => table(std::slice::from_ref(&queue)),
+                Format::Jsonl => out::line(&json::queue_and_workers(&queue).to_string()),
+                Format::Json => out::json(&json::queue_and_workers(&queue)),
+                Format::Text => table(std::slice::from_ref(&queue)).and_then(|()| people(&queue)),
             }
         }
         Command::Limit { queue, running, per_second, burst, none: _, target } => {
@@ -87,6 +87,34 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
             Ok(())
         }
     }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("must be a number greater than 0; --none lifts all limits".to_owned()),
+    }
+}
+
+/// Who serves a queue, and what it lacks a worker for.
+fn people(queue: &QueueDescription) -> Result<(), Fail> {
+    if queue.workers.is_empty() {
+        out::line("\nNo worker serves it.")?;
+    } else {
+        out::line(&format!("\n{:<32}  {:<16}  {:>9}  STEP SLOTS", "WORKER", "BUILD", "RUN SLOTS"))?;
+    }
+    for worker in &queue.workers {
+        let QueueWorker { identity, build_id, run_slots, step_slots, .. } = worker;
+        out::line(&format!("{identity:<32}  {build_id:<16}  {run_slots:>9}  {step_slots:>10}"))?;
+    }
+    if queue.types_without_worker.is_empty() {
+        return Ok(());
+    }
+    out::line(&format!("\n{:<32}  {:<8}  WAITING", "WITHOUT WORKER", "KIND"))?;
+    queue.types_without_worker.iter().try_for_each(|waits| {
+        let kind = if waits.is_step { "step" } else { "workflow" };
+        out::line(&format!("{:<32}  {kind:<8}  {:>7}", waits.name, waits.waiting))
+    })
 }
 
 async fn list(limit: usize, target: &Target) -> Result<(), Fail> {

@@ -4,13 +4,13 @@ use std::io::Read;
 use std::time::Duration;
 
 use clap::Subcommand;
-use everstep::client::{RunListFilter, RunPage, RunRequest};
+use everstep::client::{RunListFilter, RunPage, RunRequest, StepInDoubt};
 use everstep::{Client, RunHandle, RunId, RunStatus};
 use serde_json::{Value, json};
 
 use super::attribute::{self, ToNote};
 use super::later::Later;
-use super::{export, send};
+use super::{children, export, send};
 use crate::fail::Fail;
 use crate::out::{self, Format};
 use crate::{json, node};
@@ -73,9 +73,9 @@ pub(crate) enum Command {
         /// Only runs whose search attribute stands so, like 'amount>=10'; give it again for more conditions
         #[arg(long = "where", value_name = "NAME OP VALUE")]
         conditions: Vec<String>,
-        /// Only runs that this run's workflow started
-        #[arg(long, value_name = "RUN_ID")]
-        parent: Option<RunId>,
+        /// Only children of this run: run id or workflow id
+        #[arg(long, value_name = "RUN")]
+        parent: Option<String>,
         /// Only runs that wait for this build, which nobody connected has [default with the flag alone: any]
         #[arg(long, value_name = "BUILD", num_args = 0..=1, default_missing_value = "*")]
         waits_for_build: Option<String>,
@@ -136,7 +136,7 @@ pub(crate) enum Command {
         #[arg(long, default_value = "null", value_name = "JSON|@FILE|-")]
         input: String,
         /// How long to wait for the answer, at most 60s
-        #[arg(long, default_value = "10s", value_parser = node::parse_duration)]
+        #[arg(long, default_value = "10s", value_parser = node::parse_patience)]
         timeout: Duration,
         #[command(flatten)]
         target: Target,
@@ -234,6 +234,10 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
         }
         Command::List { workflow_type, status, conditions, parent, waits_for_build, limit, target } => {
             let attributes = attribute::filters(&target.client()?, &conditions).await?;
+            let parent = match parent {
+                Some(run) => Some(target.run_id(&run).await?),
+                None => None,
+            };
             let filter = RunListFilter {
                 workflow_type,
                 statuses: status,
@@ -248,12 +252,7 @@ async fn carry_out(command: Command) -> Result<(), Fail> {
         Command::History { run, after, follow, chain, target } => {
             history(&target, &run, Events { after, follow, chain }).await
         }
-        Command::Watch { run, target } => {
-            history(&target, &run, Events { after: 0, follow: true, chain: false }).await?;
-            let description = target.handle(&run)?.describe().await?;
-            out::note(&format!("the run is {}", description.status));
-            Ok(())
-        }
+        Command::Watch { run, target } => watch(&target, &run).await,
         Command::Result { run, target } => print_result(&target.handle(&run)?, target.output).await,
         Command::Signal(signal) => signal.send().await,
         Command::Update(update) => update.send().await,
@@ -305,6 +304,14 @@ impl Target {
         Ok(Client::connect(&self.address)?.namespace(self.namespace.clone()))
     }
 
+    /// The run that is meant, which a workflow id names only for now.
+    pub(super) async fn run_id(&self, run: &str) -> Result<RunId, Fail> {
+        match run.parse() {
+            Ok(run_id) => Ok(run_id),
+            Err(_) => Ok(self.handle(run)?.describe().await?.run_id),
+        }
+    }
+
     /// A UUID is a run id, all else a workflow id.
     pub(super) fn handle(&self, run: &str) -> Result<RunHandle<Value>, Fail> {
         let client = self.client()?;
@@ -334,13 +341,17 @@ pub(super) fn read_input(given: &str) -> Result<Value, Fail> {
             read.map_err(|e| Fail::refused(format!("standard input: {e}")))?;
             ("standard input".to_owned(), text)
         }
-        None => ("--input".to_owned(), given.to_owned()),
+        None => {
+            let start: String = given.chars().take(40).collect();
+            (format!("'{start}'"), given.to_owned())
+        }
     };
     if text.len() as u64 > INPUT_BYTES_MAX {
         return Err(Fail::refused(format!("{source} holds more than {INPUT_BYTES_MAX} bytes")));
     }
-    serde_json::from_str(text.trim_start_matches('\u{feff}'))
-        .map_err(|e| Fail::usage(format!("{source} is not JSON: {e}")))
+    serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| {
+        Fail::usage(format!("{source} is not JSON: {e}; a text needs quotes of its own, like '\"text\"'"))
+    })
 }
 
 async fn list(filter: RunListFilter, limit: usize, target: &Target) -> Result<(), Fail> {
@@ -382,19 +393,38 @@ async fn list(filter: RunListFilter, limit: usize, target: &Target) -> Result<()
 
 async fn show(target: &Target, run: &str) -> Result<(), Fail> {
     let description = target.handle(run)?.describe().await?;
-    let value = json::run(&description);
+    let children = children::count(target.client()?, &description).await?;
+    let mut value = json::run(&description);
+    value["children"] = children.json();
+    value["more_children"] = children.more().into();
     match target.output {
         Format::Json => out::json(&value),
         Format::Jsonl => out::line(&value.to_string()),
         Format::Text => {
             let Value::Object(fields) = value else { return Ok(()) };
             for (name, value) in fields.iter().filter(|(_, v)| says_something(v)) {
-                let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                let text = match (name.as_str(), value) {
+                    ("waits_for_build", Value::String(any)) if any == "*" => {
+                        "any that has its workflow".to_owned()
+                    }
+                    (_, Value::String(text)) => text.clone(),
+                    ("in_doubt_steps", _) => {
+                        description.in_doubt.iter().map(in_doubt).collect::<Vec<_>>().join(", ")
+                    }
+                    ("children", _) => children.text(),
+                    ("more_children", _) => continue,
+                    (_, value) => value.to_string(),
+                };
                 out::line(&format!("{name:<17} {text}"))?;
             }
             Ok(())
         }
     }
+}
+
+/// An attempt in doubt, for people: what `everstep step resolve` has to be told.
+fn in_doubt(step: &StepInDoubt) -> String {
+    format!("step {} ({}), attempt {}: {}", step.step_id, step.name, step.attempt, step.policy.as_str())
 }
 
 /// Which events.
@@ -423,6 +453,19 @@ async fn history(target: &Target, run: &str, events: Events) -> Result<(), Fail>
         }
     }
     if target.output == Format::Json { out::json(&Value::Array(all)) } else { Ok(()) }
+}
+
+/// Follows a run to its end, and says how that was.
+async fn watch(target: &Target, run: &str) -> Result<(), Fail> {
+    let run = target.run_id(run).await?.to_string();
+    history(target, &run, Events { after: 0, follow: true, chain: false }).await?;
+    let description = target.handle(&run)?.describe().await?;
+    let next = match description.run.successor_run_id.as_str() {
+        "" => String::new(),
+        next => format!("; it goes on as run {next}"),
+    };
+    out::note(&format!("the run is {}{next}", description.status));
+    Ok(())
 }
 
 async fn print_result(handle: &RunHandle<Value>, output: Format) -> Result<(), Fail> {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
-use everstep::UpdateError;
-use everstep::client::{Start, UpdateHandle};
+use everstep::client::Start;
+use everstep::{RunId, UpdateError};
 use serde_json::Value;
 
 use super::run::{Target, print_value, read_input, under};
@@ -59,10 +59,10 @@ pub(crate) struct Update {
     #[arg(long)]
     id: Option<String>,
     /// What to wait for: that the run's code agrees, or what it answers
-    #[arg(long, value_enum, default_value_t = Stage::Completed, conflicts_with = "start")]
+    #[arg(long, value_enum, default_value_t = Stage::Completed)]
     wait: Stage,
     /// How long to wait for the run's code to agree, at most 60s
-    #[arg(long, default_value = "10s", value_parser = node::parse_duration, conflicts_with = "start")]
+    #[arg(long, default_value = "10s", value_parser = node::parse_patience)]
     timeout: Duration,
     #[command(flatten)]
     to_start: ToStart,
@@ -80,6 +80,10 @@ impl ToStart {
     /// The start, if one was asked for.
     fn of(&self, target: &Target, workflow_id: &str) -> Result<Option<(Start<Value>, Value)>, Fail> {
         let Some(workflow_type) = &self.start else { return Ok(None) };
+        if workflow_id.parse::<RunId>().is_ok_and(|id| id.uuid().get_version_num() == 7) {
+            let problem = format!("'{workflow_id}' is a run id; --start needs the workflow id");
+            return Err(Fail::usage(problem));
+        }
         let input = read_input(&self.start_input)?;
         let start = target.client()?.workflow(workflow_type.clone()).task_queue(self.start_queue.clone());
         Ok(Some((start.workflow_id(workflow_id), input)))
@@ -110,20 +114,21 @@ impl Update {
     pub(super) async fn send(self) -> Result<(), Fail> {
         let input = read_input(&self.input)?;
         let output = self.target.output();
-        if let Some((start, workflow_input)) = self.to_start.of(&self.target, &self.run)? {
-            let start = match self.id {
-                Some(id) => start.request_id(id),
-                None => start,
-            };
-            let answer = start.update_with_start(&self.name, &input, &workflow_input).await;
-            return print_value(&answer.map_err(refused)?, output);
-        }
-        let mut update = self.target.handle(&self.run)?.update::<Value>(&self.name, &input);
-        update = update.deadline(self.timeout);
-        if let Some(id) = self.id {
-            update = update.request_id(id);
-        }
-        let handle: UpdateHandle<Value> = update.start().await?;
+        let handle = match self.to_start.of(&self.target, &self.run)? {
+            Some((mut start, workflow_input)) => {
+                if let Some(id) = self.id {
+                    start = start.request_id(id);
+                }
+                start.start_with_update(&self.name, &input, &workflow_input, self.timeout).await?
+            }
+            None => {
+                let mut update = self.target.handle(&self.run)?.update::<Value>(&self.name, &input);
+                if let Some(id) = self.id {
+                    update = update.request_id(id);
+                }
+                update.deadline(self.timeout).start().await?
+            }
+        };
         match (self.wait, output) {
             (Stage::Accepted, Format::Text) => out::line(handle.id()),
             (Stage::Accepted, _) => print_value(&Value::from(handle.id()), output),

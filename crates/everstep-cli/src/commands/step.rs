@@ -172,7 +172,7 @@ fn failure_of(text: &str) -> Result<Failure, Fail> {
 async fn list(run: Option<String>, limit: usize, target: &Target) -> Result<(), Fail> {
     let client = target.client()?;
     let run_id = match run {
-        Some(run) => Some(target.handle(&run)?.describe().await?.run_id),
+        Some(run) => Some(target.run_id(&run).await?),
         None => None,
     };
     let page_size = i32::try_from(limit.clamp(1, 1_000)).unwrap_or(1_000);
@@ -209,7 +209,7 @@ async fn list(run: Option<String>, limit: usize, target: &Target) -> Result<(), 
 async fn queued(running: bool, run: Option<String>, limit: usize, target: &Target) -> Result<(), Fail> {
     let client = target.client()?;
     let run_id = match run {
-        Some(run) => Some(target.handle(&run)?.describe().await?.run_id),
+        Some(run) => Some(target.run_id(&run).await?),
         None => None,
     };
     let (mut steps, mut token) = (Vec::new(), String::new());

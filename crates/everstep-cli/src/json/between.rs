@@ -3,7 +3,7 @@
 use everstep_core::{ChildOutcome, ChildScheduled, EventBody, ExternalAction, ExternalTarget};
 use serde_json::{Value, json};
 
-use super::{failure, millis, payload};
+use super::{failure, millis, notes, payload};
 
 /// The fields of such an event; none for any other.
 pub(super) fn attributes(body: &EventBody) -> Value {
@@ -60,6 +60,7 @@ fn scheduled(s: &ChildScheduled) -> Value {
         reuse,
         on_parent_close,
         report_start,
+        notes,
     } = s;
     let mut value = json!({
         "child_id": child.0, "workflow_type": workflow_type, "workflow_id": workflow_id,
@@ -72,5 +73,6 @@ fn scheduled(s: &ChildScheduled) -> Value {
     if let Some(policy) = retry {
         value["retry"] = json!(policy);
     }
+    notes::add(&mut value, notes);
     value
 }

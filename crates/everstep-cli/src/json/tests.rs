@@ -176,8 +176,15 @@ fn between_runs() -> Vec<EventBody> {
         reuse: ReusePolicy::Reject,
         on_parent_close: ParentClose::Abandon,
         report_start: true,
+        notes: notes(),
     };
-    let plain = ChildScheduled { run_timeout: None, retry: None, report_start: false, ..scheduled.clone() };
+    let plain = ChildScheduled {
+        run_timeout: None,
+        retry: None,
+        report_start: false,
+        notes: Notes::default(),
+        ..scheduled.clone()
+    };
     let closed = |outcome| {
         EventBody::ChildClosed(Box::new(ChildClosed { child: OpId(3), scheduled: 2, run_id: run(), outcome }))
     };

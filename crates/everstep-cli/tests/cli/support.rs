@@ -109,3 +109,66 @@ impl Running {
         if sent.success() { Ok(()) } else { bail!("no process {pid}") }
     }
 }
+
+/// The command line, in a folder, of a server.
+pub(crate) struct Cli<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) address: &'a str,
+}
+
+impl Cli<'_> {
+    /// Runs a command and checks how it ends: its code, and what is in which stream.
+    #[track_caller]
+    pub(crate) fn says<'a>(
+        &'a self,
+        code: i32,
+        arguments: &'a [&'a str],
+        (stdout, stderr): (&'a [&'a str], &'a [&'a str]),
+    ) -> impl Future<Output = anyhow::Result<Ended>> + 'a {
+        let place = std::panic::Location::caller();
+        async move {
+            let ended = run(self.folder, &[arguments, &["--address", self.address]].concat()).await?;
+            let has = |stream: &str, parts: &[&str]| parts.iter().all(|part| stream.contains(part));
+            let calm = !ended.stderr.contains("panicked") && (code == 0 || ended.stderr.lines().count() > 0);
+            if ended.code == Some(code) && calm && has(&ended.stdout, stdout) && has(&ended.stderr, stderr) {
+                return Ok(ended);
+            }
+            bail!("{place}: {arguments:?} was to end with {code}, {stdout:?}, {stderr:?}: {ended:?}")
+        }
+    }
+
+    /// As [`says`](Self::says), when it is carried out.
+    #[track_caller]
+    pub(crate) fn does<'a>(
+        &'a self,
+        arguments: &'a [&'a str],
+        stdout: &'a [&'a str],
+    ) -> impl Future<Output = anyhow::Result<Ended>> + 'a {
+        self.says(0, arguments, (stdout, &[]))
+    }
+
+    /// As [`says`](Self::says), when it is refused: nothing is on stdout.
+    #[track_caller]
+    pub(crate) fn refuses<'a>(
+        &'a self,
+        code: i32,
+        arguments: &'a [&'a str],
+        stderr: &'a [&'a str],
+    ) -> impl Future<Output = anyhow::Result<()>> + 'a {
+        let said = self.says(code, arguments, (&[], stderr));
+        async move {
+            let ended = said.await?;
+            if ended.stdout.is_empty() { Ok(()) } else { bail!("data of a refused call: {ended:?}") }
+        }
+    }
+
+    /// Asks again until a part is in the answer, which something that is under way leads to.
+    pub(crate) async fn until(&self, arguments: &[&str], part: &str) -> anyhow::Result<Ended> {
+        loop {
+            let ended = run(self.folder, &[arguments, &["--address", self.address]].concat()).await?;
+            if ended.stdout.contains(part) {
+                return Ok(ended);
+            }
+        }
+    }
+}

@@ -7,6 +7,7 @@ use super::Run;
 use super::commit::check_failure;
 use super::decide::{Draft, check_payload};
 use super::ops::check_free;
+use crate::start::check_run_timeout;
 use crate::{
     ChildClosed, ChildOutcome, ChildScheduled, Event, EventBody, Failure, OpId, ParentClose, Rejection,
     RunId, Seq, limits, validate_name,
@@ -106,6 +107,7 @@ pub(super) fn start(
     let child = wanted.child;
     check_free(draft, scheduled, child)?;
     check_payload("input", &wanted.input)?;
+    wanted.notes.check()?;
     let or = |given: &str, own: String| if given.is_empty() { own } else { given.to_owned() };
     let wanted = ChildScheduled {
         run_id: RunId::derived(draft.at, &[b"child", run.id.as_bytes(), &child.0.to_be_bytes()]),
@@ -116,6 +118,7 @@ pub(super) fn start(
     if let Some(retry) = &wanted.retry {
         retry.validate()?;
     }
+    check_run_timeout(wanted.run_timeout)?;
     validate_name("workflow_type", &wanted.workflow_type)?;
     validate_name("workflow_id", &wanted.workflow_id)?;
     validate_name("task_queue", &wanted.task_queue)?;

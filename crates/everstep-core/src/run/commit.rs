@@ -162,9 +162,11 @@ fn end_turn(
     match command {
         CommitCommand::CompleteRun { result, unconsumed } => {
             check_payload("result", result)?;
+            succession::check_unconsumed(draft.run, commit.seen, unconsumed)?;
             draft.push(EventBody::RunCompleted { result: result.clone(), unconsumed: unconsumed.clone() });
         }
         CommitCommand::FailRun { failure, unconsumed } => {
+            succession::check_unconsumed(draft.run, commit.seen, unconsumed)?;
             succession::fail(draft, check_failure(failure)?, unconsumed);
         }
         CommitCommand::ContinueAsNew(next) => {
@@ -189,6 +191,9 @@ fn end_turn(
             draft.push(EventBody::WorkerDetached { reason: DetachReason::Released(cut(reason)) });
         }
         CommitCommand::Block(blocked) => {
+            if blocked.build_id.len() > limits::NAME_BYTES_MAX || blocked.build_id.contains('\0') {
+                return invalid("build_id must be at most 255 bytes without NUL".to_owned());
+            }
             doubt_running(draft, &overlay.ended, &overlay.begun);
             draft.push(EventBody::RunBlocked(Box::new(Blocked {
                 expected: cut(&blocked.expected),
@@ -332,12 +337,12 @@ fn cancel_timer(draft: &mut Draft<'_>, overlay: &Overlay, timer: OpId) -> Result
 }
 
 pub(super) fn check_failure(failure: &Failure) -> Result<Failure, Rejection> {
-    check_payload("failure.details", &failure.details)?;
     let mut kept = failure.clone();
     let mut depth = 0;
     let mut at = Some(&mut kept);
     while let Some(f) = at {
         depth += 1;
+        check_payload("failure.details", &f.details)?;
         f.kind = cut(&f.kind).chars().take(limits::NAME_BYTES_MAX).collect();
         f.message = cut(&f.message);
         if depth == 8 {

@@ -236,7 +236,9 @@ fn attach_worker(draft: &mut Draft<'_>, attach: &Attach) -> Result<(), Rejection
 fn lose_worker(draft: &mut Draft<'_>, detach: &Detach) {
     if draft.run.owner.as_ref().is_some_and(|Owner { session, .. }| *session == detach.session) {
         doubt::doubt_running(draft, &[], &[]);
-        draft.push(EventBody::WorkerDetached { reason: DetachReason::Lost });
+        let reason =
+            detach.refused.as_deref().map_or(DetachReason::Lost, |why| DetachReason::Released(cut(why)));
+        draft.push(EventBody::WorkerDetached { reason });
     }
 }
 
@@ -249,6 +251,11 @@ pub(crate) fn check_payload(field: &'static str, payload: &Payload) -> Result<()
     }
     if payload.encoding.len() > limits::NAME_BYTES_MAX {
         let problem = "has an encoding name longer than 255 bytes".to_owned();
+        return Err(Rejection::InvalidArgument { field, problem });
+    }
+    // Postgres cannot store it.
+    if payload.encoding.contains('\0') {
+        let problem = "has an encoding name with NUL".to_owned();
         return Err(Rejection::InvalidArgument { field, problem });
     }
     Ok(())

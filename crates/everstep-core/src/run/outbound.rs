@@ -107,7 +107,8 @@ impl Run {
 
     fn child_start(&self, seq: Seq, scheduled: &ChildScheduled) -> ChildStart {
         let ChildScheduled { child, run_id, report_start: report, .. } = *scheduled;
-        let parent = ParentLink { run_id: self.id, child, scheduled: seq, report_start: report };
+        let above = self.start.origin.parent.as_ref().map_or(0, |parent| parent.above.saturating_add(1));
+        let parent = ParentLink { run_id: self.id, child, scheduled: seq, report_start: report, above };
         let start = StartRun {
             namespace: self.start.namespace.clone(),
             workflow_id: scheduled.workflow_id.clone(),
@@ -122,6 +123,7 @@ impl Run {
             origin: Origin { parent: Some(parent), ..Origin::default() },
             // What the namespace said when the parent began: nothing else is known here.
             defaults: StartDefaults { step_retry: self.start.step_retry.clone(), ..StartDefaults::default() },
+            notes: scheduled.notes.clone(),
             ..StartRun::default()
         };
         ChildStart { child, scheduled: seq, start, run_id, seed: seed_of(run_id), report }
@@ -152,7 +154,7 @@ impl Run {
                 ChildOutcome::Ended { status, failure }
             }
         };
-        let ParentLink { run_id, child, scheduled, report_start: _ } = *parent;
+        let ParentLink { run_id, child, scheduled, report_start: _, above: _ } = *parent;
         let closed = ChildClosed { child, scheduled, run_id: self.id, outcome };
         let command = self.command(&[b"closed"], CommandBody::ChildClosed(Box::new(closed)));
         ToRun { target: ExternalTarget::Run(run_id), command, reply: None, early: false }

@@ -156,16 +156,26 @@ fn retry(draft: &mut Draft<'_>, failure: &Failure) -> Option<RunId> {
     Some(follow(draft, start, carried))
 }
 
-/// The request to stop is carried whether or not the workflow has seen it: nobody else could repeat it in time.
-fn not_taken(run: &Run, seen: Seq, unconsumed: &[Seq]) -> Result<Vec<Seq>, Rejection> {
+/// Refuses what are not signals that the workflow has seen, in order, each once.
+pub(super) fn check_unconsumed(run: &Run, seen: Seq, unconsumed: &[Seq]) -> Result<(), Rejection> {
+    if unconsumed.is_empty() {
+        return Ok(());
+    }
     let signals: BTreeSet<Seq> = run.signals.values().map(|heard| heard.seq).collect();
     let ascending = unconsumed.windows(2).all(|pair| pair[0] < pair[1]);
     if !ascending || unconsumed.iter().any(|seq| *seq > seen || !signals.contains(seq)) {
         let problem = format!("unconsumed must be signals up to event {seen}, in order, each once");
         return Err(Rejection::InvalidCommands { problem });
     }
+    Ok(())
+}
+
+/// The request to stop is carried whether or not the workflow has seen it: nobody else could repeat it in time.
+fn not_taken(run: &Run, seen: Seq, unconsumed: &[Seq]) -> Result<Vec<Seq>, Rejection> {
+    check_unconsumed(run, seen, unconsumed)?;
     let mut carried = unconsumed.to_vec();
     if !planted(Bug::CarrySeenOnly) {
+        let signals: BTreeSet<Seq> = run.signals.values().map(|heard| heard.seq).collect();
         carried.extend(signals.range(seen + 1..));
     }
     carried.extend(run.cancel.as_ref().map(|cancel| cancel.seq));

@@ -5,6 +5,7 @@ mod child;
 mod doubt;
 mod pin;
 mod queued;
+mod refused;
 mod repeat;
 mod succession;
 mod update;
@@ -450,7 +451,7 @@ proptest! {
                     ahead: ahead.map(|secs| Timestamp::from_micros(now.as_micros() + secs * 1_000_000)),
                 }),
                 Action::Lose => match world.run.owner() {
-                    Some(owner) => CommandBody::Detach(Detach { session: owner.session }),
+                    Some(owner) => CommandBody::Detach(Detach { session: owner.session, refused: None }),
                     None => continue,
                 },
                 Action::Repeat => {
@@ -508,7 +509,7 @@ fn an_old_epoch_is_fenced_and_a_resent_commit_is_not_recorded_twice() {
     assert_eq!(world.send(CommandBody::Commit(commit.clone()), at(2)).unwrap().len(), 1);
     assert_eq!(world.send(CommandBody::Commit(commit.clone()), at(2)).unwrap().len(), 0);
     let owner = world.run.owner().unwrap().session;
-    world.send(CommandBody::Detach(Detach { session: owner }), at(3)).unwrap();
+    world.send(CommandBody::Detach(Detach { session: owner, refused: None }), at(3)).unwrap();
     world.send(attach(2, "b1"), at(3)).unwrap();
     let fenced = Err(Rejection::Fenced { current: 2, sent: 1 });
     assert_eq!(world.send(CommandBody::Commit(commit), at(4)), fenced);
@@ -621,7 +622,7 @@ fn five_fruitless_attaches_block_the_run_as_poison() {
     for n in 0..5 {
         world.send(attach(n + 1, "b1"), at(1)).unwrap();
         let owner = world.run.owner().unwrap().session;
-        world.send(CommandBody::Detach(Detach { session: owner }), at(1)).unwrap();
+        world.send(CommandBody::Detach(Detach { session: owner, refused: None }), at(1)).unwrap();
     }
     let events = world.send(attach(9, "b1"), at(2)).unwrap();
     assert_eq!(events.iter().map(|e| e.body.kind()).collect::<Vec<_>>(), ["RunBlocked"]);

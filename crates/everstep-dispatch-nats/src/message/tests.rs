@@ -8,10 +8,8 @@ fn queue(name: &str) -> QueueKey {
 
 fn hint(traceparent: &str, tracestate: &str) -> TaskHint {
     TaskHint {
-        run_id: RunId::from_uuid(Uuid::from_u128(7)),
-        queue: queue("q"),
-        kind: HintKind::Run,
         trace: TraceContext { traceparent: traceparent.to_owned(), tracestate: tracestate.to_owned() },
+        ..TaskHint::new(RunId::from_uuid(Uuid::from_u128(7)), HintQueue::runs(queue("q")))
     }
 }
 
@@ -69,6 +67,23 @@ fn notices_share_a_packet() {
     got.clear();
     assert!(decode_notices(packet.slice(..packet.len() - 1), &mut got).is_err());
     assert_eq!(got, sent[..2], "what came before the bad one is good");
+}
+
+#[test]
+fn what_a_hint_needs_goes_along_and_may_be_absent() {
+    let sent = TaskHint { needs: "greet".to_owned(), passes: 3, ..hint("", "") };
+    assert_eq!(round_trip(&sent), sent);
+    // As nodes sent it that knew nothing of it; those skip the two fields as any that they do not know.
+    let old = wire::TaskHint {
+        needs: String::new(),
+        passes: 0,
+        ..wire::TaskHint::decode(encode_hint(&sent).1).unwrap()
+    };
+    let old = Bytes::from(old.encode_to_vec());
+    assert!(!old.windows(5).any(|w| w == b"greet"));
+    assert_eq!(decode_hint(&sent.place(), None, &old), Ok(hint("", "")));
+    let long = TaskHint { needs: "x".repeat(limits::NAME_BYTES_MAX + 1), ..hint("", "") };
+    assert_eq!(round_trip(&long), hint("", ""), "no code has such a name");
 }
 
 #[test]

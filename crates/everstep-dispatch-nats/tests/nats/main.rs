@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use everstep_core::{NodeId, QueueKey, RunId, TraceContext};
+use everstep_core::{NodeId, QueueKey, RunId};
 use everstep_dispatch::conformance::{Harness, Traits, suite};
 use everstep_dispatch::{Delivery, Dispatch, Error, HintQueue, Notice, TaskHint};
 use everstep_dispatch_nats::{NatsDispatch, NatsOptions};
@@ -26,12 +26,7 @@ fn queue(name: &str) -> HintQueue {
 }
 
 fn hint(queue: &HintQueue) -> TaskHint {
-    TaskHint {
-        run_id: RunId::from_uuid(Uuid::new_v4()),
-        queue: queue.queue.clone(),
-        kind: queue.kind,
-        trace: TraceContext::default(),
-    }
+    TaskHint::new(RunId::from_uuid(Uuid::new_v4()), queue.clone())
 }
 
 async fn connect(server: &Server) -> Result<Arc<NatsDispatch>> {

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use everstep_core::{QueueKey, TraceContext};
+use everstep_core::QueueKey;
 use uuid::Uuid;
 
 use super::*;
@@ -14,12 +14,7 @@ fn queue(name: &str) -> HintQueue {
 }
 
 fn hint(number: u128, queue: &HintQueue) -> TaskHint {
-    TaskHint {
-        run_id: RunId::from_uuid(Uuid::from_u128(number)),
-        queue: queue.queue.clone(),
-        kind: queue.kind,
-        trace: TraceContext::default(),
-    }
+    TaskHint::new(RunId::from_uuid(Uuid::from_u128(number)), queue.clone())
 }
 
 fn numbers(taken: &[Delivery]) -> Vec<u128> {

@@ -19,7 +19,7 @@ const PULSE_WAIT: StdDuration = StdDuration::from_secs(1);
 /// How long a store that was out of room is taken to be so: longer than an append waits before it is tried again, so
 /// that one that still finds no room is heard in time.
 const EXHAUSTED_HOLD: StdDuration = StdDuration::from_secs(5);
-/// Blocked runs that are counted, and tasks that are looked at.
+/// Blocked runs, and events that others have not heard of, that are counted, and tasks that are looked at.
 const BACKLOG_MAX: usize = 10_000;
 
 /// What is known.
@@ -126,6 +126,8 @@ impl Figures {
             waiting_for_build: rest.waiting.clone(),
             blocked_runs: rest.backlog.blocked,
             oldest_task: rest.backlog.oldest_task.unwrap_or_default(),
+            untold: rest.backlog.untold,
+            oldest_untold: rest.backlog.oldest_untold.unwrap_or_default(),
             sweep_lag: rest.swept.elapsed(),
             runs_lost: self.lost.load(Ordering::Relaxed),
             wake_violations: self.violations.load(Ordering::Relaxed),

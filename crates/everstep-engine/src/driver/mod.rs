@@ -8,6 +8,8 @@ mod figures;
 mod namespaces;
 mod outbox;
 mod perform;
+mod pulses;
+mod reads;
 mod scan;
 mod steps;
 mod tasks;
@@ -18,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{AskId, Command, CommandBody, CommandId, Event, RunId, Seq, StartRun, Timestamp};
+use everstep_core::{AskId, Command, CommandBody, CommandId, RunId, Seq, StartRun, Timestamp};
 use everstep_dispatch::Dispatch;
 use everstep_store::{self as store, Append, RunRecord, Store, Verdict};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -27,6 +29,7 @@ use tokio::time::Instant;
 pub(crate) use asks::ask;
 pub(crate) use builds::{builds_changed, census};
 pub(crate) use checks::{candidate, check};
+pub(crate) use reads::read_all;
 pub(crate) use updates::{update, wait_update};
 
 use crate::api::WorkerSender;
@@ -118,9 +121,11 @@ pub(crate) struct Shared {
     next_link: AtomicU64,
     namespaces: Mutex<namespaces::Seen>,
     timers: Timers,
+    claims: claims::Claims,
     step_clock: Timers,
-    pulses: mpsc::UnboundedSender<steps::Pulse>,
+    pulses: pulses::Pulses,
     heard: mpsc::UnboundedSender<(RunId, Seq)>,
+    loads: mpsc::UnboundedSender<(RunId, Seq)>,
     stopping: AtomicBool,
     /// True once the node's tasks have to end.
     stop: watch::Sender<bool>,
@@ -186,8 +191,8 @@ pub(crate) async fn start(
     let (internal, internal_rx) = mpsc::unbounded_channel();
     let (lanes, lane_rxs): (Vec<_>, Vec<_>) =
         (0..config.lanes.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
-    let (pulses, pulse_rx) = mpsc::unbounded_channel();
     let (heard, heard_rx) = mpsc::unbounded_channel();
+    let (loads, load_rx) = mpsc::unbounded_channel();
     let node = Node::new(NodeConfig {
         node_id: config.node_id,
         lease: config.lease,
@@ -207,9 +212,11 @@ pub(crate) async fn start(
         next_link: AtomicU64::new(1),
         namespaces: Mutex::default(),
         heard,
+        loads,
         timers: Timers::new(),
+        claims: claims::Claims::default(),
         step_clock: Timers::new(),
-        pulses,
+        pulses: pulses::Pulses::default(),
         stopping: AtomicBool::new(false),
         stop: watch::channel(false).0,
         idle: watch::channel(false).0,
@@ -220,11 +227,13 @@ pub(crate) async fn start(
     for lane in lane_rxs {
         tokio::spawn(tasks::lane(Arc::clone(&shared), lane));
     }
+    shared.spawn(reads::loads(Arc::clone(&shared), load_rx));
     shared.spawn(outbox::deletes(Arc::clone(&shared), heard_rx));
     shared.spawn(tasks::timers(Arc::clone(&shared)));
     shared.spawn(steps::clock(Arc::clone(&shared)));
-    shared.spawn(steps::pulses(Arc::clone(&shared), pulse_rx));
+    shared.spawn(pulses::pass_on(Arc::clone(&shared)));
     shared.spawn(tasks::sweeps(Arc::clone(&shared)));
+    shared.spawn(crate::hub::looks(Arc::clone(&shared)));
     shared.spawn(tasks::notices(Arc::clone(&shared)));
     shared.spawn(figures::pulse(Arc::clone(&shared)));
     shared.spawn(figures::backlogs(Arc::clone(&shared)));
@@ -350,10 +359,12 @@ impl Driver {
         if !self.sweeping.swap(true, Ordering::AcqRel) {
             self.step(Input::Steps(StepsIn::Look));
             let (runs, room) = (self.node.run_wants(), self.node.credit());
-            let wants = self.node.ask_wants();
+            let now = self.shared.clock.now();
+            let (wants, telling) = (self.node.ask_wants(), self.node.telling(now));
             let done = Arc::clone(&self.sweeping);
             let shared = Arc::clone(&self.shared);
             self.shared.spawn(async move {
+                outbox::hold(&shared, &telling).await;
                 tasks::sweep_once(&shared, &runs, room).await;
                 asks::find(&shared, wants).await;
                 done.store(false, Ordering::Release);
@@ -491,17 +502,4 @@ pub(crate) async fn shutdown(shared: &Shared, grace: StdDuration) {
         let _ = tokio::time::timeout(grace, idle.wait_for(|i| *i)).await;
     }
     shared.stop.send_replace(true);
-}
-
-/// Reads all events of a run after `after`, page by page.
-pub(crate) async fn read_all(shared: &Shared, run: RunId, after: Seq) -> Result<Vec<Event>, store::Error> {
-    let mut all: Vec<Event> = Vec::new();
-    loop {
-        let from = all.last().map_or(after, |e| e.seq);
-        let page = shared.store.read_events(run, from, PAGE).await?;
-        if page.is_empty() {
-            return Ok(all);
-        }
-        all.extend(page);
-    }
 }

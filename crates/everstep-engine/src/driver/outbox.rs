@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use everstep_core::{RunId, Seq};
+use everstep_core::{Duration, RunId, Seq};
 use tokio::sync::mpsc;
 
 use super::{Shared, read_all};
-use crate::node::{Input, Output};
+use crate::node::{Input, OUTBOX_CLAIM_MAX, Output};
 
 /// Runs whose outbox one look of the sweep takes at most.
 const RUNS_MAX: usize = 100;
 /// Rows of the outbox that are deleted at one time.
 const ROWS_MAX: usize = 1_000;
+/// How long what this node is telling others of is left to it. It is at them again with each look of the sweep.
+const HOLD: Duration = Duration::from_secs(3);
 
 /// Deletes rows of the outbox as others have heard of them: all that gathered while the last ones were deleted.
 pub(super) async fn deletes(shared: Arc<Shared>, mut heard: mpsc::UnboundedReceiver<(RunId, Seq)>) {
@@ -28,9 +30,18 @@ pub(super) async fn deletes(shared: Arc<Shared>, mut heard: mpsc::UnboundedRecei
     }
 }
 
+/// Keeps what this node is telling others of to itself. Before anything else of a look: their grace is short.
+pub(super) async fn hold(shared: &Arc<Shared>, telling: &[(RunId, Seq)]) {
+    if !telling.is_empty()
+        && let Err(error) = shared.store.hold_outbox(telling, HOLD).await
+    {
+        tracing::debug!(%error, "outbox not held: another node may tell the same once more");
+    }
+}
+
 /// Events that others have perhaps not heard of. False when the store did not say.
 pub(super) async fn sweep(shared: &Arc<Shared>) -> bool {
-    match shared.store.claim_outbox(RUNS_MAX).await {
+    match shared.store.claim_outbox(RUNS_MAX, OUTBOX_CLAIM_MAX).await {
         Ok(found) if !found.is_empty() => {
             shared.feed(Input::OutboxFound(found));
             true

@@ -39,15 +39,7 @@ impl Driver {
                 });
             }
             Output::Append { ticket, append, delay } => append_later(&self.shared, ticket, append, delay),
-            Output::Load { run, after, delay } => {
-                let shared = Arc::clone(&self.shared);
-                self.shared.spawn(async move {
-                    pause(delay).await;
-                    let events = read_all(&shared, run, after).await;
-                    shared.saw(&events);
-                    shared.feed(Input::Loaded { run, after, events });
-                });
-            }
+            Output::Load { run, after, delay } => super::reads::load(&self.shared, (run, after), delay),
             Output::ToWorker { link, message } => self.send_to_worker(link, message),
             Output::CloseLink { link } => {
                 self.links.remove(&link);
@@ -112,12 +104,6 @@ fn append_later(shared: &Arc<Shared>, ticket: u64, append: Append, delay: Durati
         tokio::time::sleep(delay).await;
         let _ = sender.send((ticket, append));
     });
-}
-
-async fn pause(delay: Duration) {
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
 }
 
 /// Outputs that ask a port something, each in a task of its own.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
-use everstep_core::{Duration, Timestamp};
-use everstep_store::{self as store, Beat, BeatAnswer, ClaimKey, StepWant};
-use tokio::sync::mpsc;
+use everstep_core::Duration;
+use everstep_store::{self as store, ClaimKey, StepWant};
 
 use super::Shared;
+use super::pulses::Pulse;
 use crate::StepKey;
-use crate::node::{Input, StepsIn, StepsOut, beat};
+use crate::clock::until;
+use crate::node::{Input, StepsIn, StepsOut};
 
 /// Rows that one look takes at most.
 const LOOK_MAX: usize = 500;
@@ -22,19 +23,9 @@ const CLAIM: Duration = Duration::from_secs(2);
 const PAUSE: StdDuration = StdDuration::from_secs(1);
 /// Tries of what the store has to be told.
 const TRIES: u32 = 8;
-/// Signs of life in one call of the store.
-const BEATS_MAX: usize = 500;
-
-/// A sign of life on its way to the store.
-pub(super) struct Pulse {
-    pub(super) link: u64,
-    pub(super) key: StepKey,
-    pub(super) last: bool,
-    pub(super) beat: Beat,
-}
 
 impl Shared {
-    fn feed_steps(&self, input: StepsIn) {
+    pub(super) fn feed_steps(&self, input: StepsIn) {
         self.feed(Input::Steps(input));
     }
 }
@@ -45,8 +36,7 @@ pub(super) fn perform(shared: &Arc<Shared>, output: StepsOut) {
         StepsOut::DueAt(at) => return shared.step_clock.at(at),
         StepsOut::Beat { link, key, details, last } => {
             // Gathered: many attempts beat at about the same time.
-            let _ = shared.pulses.send(Pulse { link, key, last, beat: beat(&key, details) });
-            return;
+            return shared.pulses.put(Pulse { link, key, details, last });
         }
         _ => {}
     }
@@ -100,23 +90,6 @@ async fn let_go(to: &Shared, key: StepKey, deferred: bool) -> Result<bool, store
     }
 }
 
-/// Passes signs of life on, as many at a time as have gathered.
-pub(super) async fn pulses(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiver<Pulse>) {
-    let mut taken = Vec::new();
-    while waiting.recv_many(&mut taken, BEATS_MAX).await > 0 {
-        let beats: Vec<Beat> = taken.iter().map(|pulse| pulse.beat.clone()).collect();
-        let answers = shared.store.beat_steps(&beats).await;
-        shared.saw(&answers);
-        for (i, Pulse { link, key, last, .. }) in taken.drain(..).enumerate() {
-            let answer = match &answers {
-                Ok(answers) => Ok(answers.get(i).copied().unwrap_or(BeatAnswer::Going)),
-                Err(error) => Err(error.clone()),
-            };
-            shared.feed_steps(StepsIn::Beaten { link, key, last, answer });
-        }
-    }
-}
-
 /// Looks for steps whose instant has come, and sleeps until the next.
 pub(super) async fn clock(shared: Arc<Shared>) {
     loop {
@@ -128,6 +101,7 @@ pub(super) async fn clock(shared: Arc<Shared>) {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
+        let heard = tokio::time::Instant::now();
         shared.clock.learn(found.now);
         let full = found.due.len() >= LOOK_MAX;
         if !found.due.is_empty() {
@@ -137,8 +111,9 @@ pub(super) async fn clock(shared: Arc<Shared>) {
             continue;
         }
         loop {
-            let next = found.next.unwrap_or(Timestamp::MAX).min(shared.step_clock.earliest());
-            let wait = next.since(shared.clock.now()).to_std().min(CLOCK_LOOK);
+            let next = until(found.next, found.now, heard.elapsed());
+            let set = shared.step_clock.earliest().since(shared.clock.now()).to_std();
+            let wait = next.min(set).min(CLOCK_LOOK);
             tokio::select! {
                 () = tokio::time::sleep(wait) => break,
                 () = shared.step_clock.changed.notified() => {}
@@ -151,8 +126,12 @@ pub(super) async fn clock(shared: Arc<Shared>) {
 pub(super) async fn sweep_lost(shared: &Arc<Shared>) -> bool {
     match shared.store.lost_steps(LOOK_MAX).await {
         Ok(lost) if !lost.is_empty() => {
-            shared.feed_steps(StepsIn::Lost(lost));
-            true
+            // What is lost here is found by the next look.
+            let known = everstep_fault::at("step.lost").await.is_ok();
+            if known {
+                shared.feed_steps(StepsIn::Lost(lost));
+            }
+            known
         }
         lost => lost.is_ok(),
     }

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
-use everstep_core::{DetachReason, Duration, EventBody, Timestamp, Write};
+use everstep_core::{DetachReason, Duration, EventBody, RunId, TimerKey, Timestamp, Write};
 use everstep_store::{self as store, Append, AppendReply, RunWant, Verdict};
 use tokio::sync::{Notify, mpsc};
 
-use super::claims::{Claims, TIMER_CLAIM};
+use super::claims::TIMER_CLAIM;
 use super::{Internal, Shared, Timers};
+use crate::clock::until;
 use crate::node::Input;
 
 /// Rows that one look of the sweep takes at most.
@@ -30,6 +31,7 @@ pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiv
         }
         let (tickets, batch): (Vec<u64>, Vec<Append>) = taken.drain(..).unzip();
         let lost: Vec<u64> = batch.iter().map(runs_lost).collect();
+        let settled: Vec<_> = batch.iter().enumerate().flat_map(timers_settled).collect();
         let reply = commit(&shared, batch).await;
         if let Some(now) = reply.now {
             shared.clock.learn(now);
@@ -44,12 +46,25 @@ pub(super) async fn lane(shared: Arc<Shared>, mut waiting: mpsc::UnboundedReceiv
                 Verdict::Conflict => shared.saw(&Ok(())),
             }
         }
+        if !settled.is_empty() {
+            let committed = |at: &usize| matches!(reply.verdicts.get(*at), Some(Verdict::Committed));
+            shared
+                .claims
+                .settled(settled.into_iter().filter(|(at, _)| committed(at)).map(|(_, timer)| timer));
+        }
         let verdicts = tickets.into_iter().zip(reply.verdicts).collect();
         if shared.internal.send(Internal::Verdicts(verdicts)).is_err() || *shared.stop.borrow() {
             return;
         }
     }
 }
+
+/// A failpoint, and which appends it stands before.
+type PointBefore = (&'static str, fn(&Append) -> bool);
+
+/// Where a test can end or fail what comes before one kind of append: the end of a queued step that its worker has
+/// told, and an update to which the run's code has agreed.
+const POINTS_BEFORE: [PointBefore; 2] = [("step.ended", ends_queued_step), ("ask.validated", accepts_update)];
 
 /// One commit, with the failpoints on both sides of it.
 async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
@@ -62,11 +77,13 @@ async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
     if let Err(error) = everstep_fault::at("append.before_commit").await {
         return failed(store::Error::Unavailable(error.to_string()));
     }
-    if everstep_fault::ENABLED
-        && batch.iter().any(ends_queued_step)
-        && let Err(error) = everstep_fault::at("step.ended").await
-    {
-        return failed(store::Error::Unavailable(error.to_string()));
+    for (point, concerns) in POINTS_BEFORE {
+        if everstep_fault::ENABLED
+            && batch.iter().any(concerns)
+            && let Err(error) = everstep_fault::at(point).await
+        {
+            return failed(store::Error::Unavailable(error.to_string()));
+        }
     }
     let reply = shared.store.append(batch).await;
     let after = everstep_fault::at("append.after_commit").await;
@@ -76,6 +93,16 @@ async fn commit(shared: &Shared, batch: Vec<Append>) -> AppendReply {
         Ok(()) => reply,
         Err(error) => failed(store::Error::OutcomeUnknown(error.to_string())),
     }
+}
+
+/// The timers that an append deletes, with its place in the batch.
+fn timers_settled((at, append): (usize, &Append)) -> impl Iterator<Item = (usize, (RunId, TimerKey))> {
+    append.runs().flat_map(move |run| {
+        run.writes.iter().filter_map(move |write| match write {
+            Write::TimerDeleted(key) => Some((at, (run.run_id, *key))),
+            _ => None,
+        })
+    })
 }
 
 /// Runs that an append takes from a worker whose session has ended.
@@ -91,6 +118,10 @@ fn starts_successor(append: &Append) -> bool {
 /// Whether the end of a queued step becomes durable with it.
 fn ends_queued_step(append: &Append) -> bool {
     append.run.writes.iter().any(|write| matches!(write, Write::StepTaskDeleted(_)))
+}
+
+fn accepts_update(append: &Append) -> bool {
+    append.run.events.iter().any(|e| matches!(e.body, EventBody::UpdateAccepted { .. }))
 }
 
 fn fires_timer(append: &Append) -> bool {
@@ -126,7 +157,7 @@ impl Timers {
 
 /// Claims timers as they come due, and sleeps until the next one.
 pub(super) async fn timers(shared: Arc<Shared>) {
-    let mut claims = Claims::default();
+    let claims = &shared.claims;
     loop {
         claims.renew(&*shared.store).await;
         // Whatever is set from here on wakes the wait below.
@@ -142,19 +173,22 @@ pub(super) async fn timers(shared: Arc<Shared>) {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
+        let heard = tokio::time::Instant::now();
         shared.clock.learn(claimed.now);
         shared.figures.late(&claimed.late);
         let full = claimed.due.len() == SWEEP_MAX;
         if !claimed.due.is_empty() {
             claims.add(&claimed.due);
             shared.feed(Input::TimersDue(claimed.due));
+            claims.gather(full).await;
         }
         if full {
             continue;
         }
         loop {
-            let next = claimed.next.unwrap_or(Timestamp::MAX).min(shared.timers.earliest());
-            let wait = next.since(shared.clock.now()).to_std().min(TIMER_LOOK).min(claims.wait());
+            let next = until(claimed.next, claimed.now, heard.elapsed());
+            let set = shared.timers.earliest().since(shared.clock.now()).to_std();
+            let wait = next.min(set).min(TIMER_LOOK).min(claims.wait());
             tokio::select! {
                 () = tokio::time::sleep(wait) => break,
                 () = shared.timers.changed.notified() => {}

@@ -189,7 +189,9 @@ impl Node {
             self.asks.set(ask, Stage::Replay(link));
             return self.out.push(Output::LoadForAsk { ask, run });
         }
-        if !asked.unfit.is_empty() && !self.is_busy(asked) {
+        // An update is not refused on the word of other code than the run's: it waits for a worker that has that.
+        let may_wait = asked.query.kind == AskKind::Update;
+        if !asked.unfit.is_empty() && !may_wait && !self.is_busy(asked) {
             let kind = "Nondeterminism".to_owned();
             let message = asked.problem.clone();
             return self.finish_ask(ask, Err(Error::QueryFailed { kind, message }));

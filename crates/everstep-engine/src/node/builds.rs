@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use everstep_core::{Attach, QueueKey, Run, RunStatus, TaskRow};
 use everstep_fault::{Bug, planted};
-use everstep_store::{AllowedBuild, RunWant, Serves};
+use everstep_store::{AllowedBuild, RunWant, Serves, ServesSteps};
 
 use super::sessions::Session;
 use super::{Node, Output};
@@ -30,13 +30,21 @@ impl Code {
 
 /// What a session is there for, as the store keeps it.
 pub(super) fn serves(hello: &Hello) -> Serves {
+    let offer = hello.steps.as_ref().filter(|offer| !hello.check_only && !offer.types.is_empty());
+    let steps = offer.map(|offer| ServesSteps {
+        task_queues: hello.task_queues.clone(),
+        names: offer.types.clone(),
+        slots: offer.slots,
+    });
     if hello.run_slots == 0 {
-        return Serves::default();
+        return Serves { steps, ..Serves::default() };
     }
     Serves {
         task_queues: hello.task_queues.clone(),
         workflow_types: hello.workflow_types.clone(),
         continues: hello.continues.clone(),
+        run_slots: hello.run_slots,
+        steps,
     }
 }
 

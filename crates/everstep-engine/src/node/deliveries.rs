@@ -8,6 +8,9 @@
 //! Rows of one run are taken in the order of its events, but for children that begin side by side: so a child begins
 //! before its parent's end is told to it, and two signals to one run arrive in the order in which they were sent.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use everstep_core::{
@@ -23,6 +26,15 @@ use crate::{Error, Started};
 
 /// Children of one run that begin at one time, and runs that are told of one event at one time.
 const FLIGHTS_MAX: usize = 64;
+/// Rows of the outbox that one look of the sweep takes at most. As many at once may not be all that there are.
+pub const OUTBOX_CLAIM_MAX: usize = 500;
+/// Rows that a node keeps to itself while it is at them.
+const TELLING_MAX: usize = 1_000;
+/// A run of which nothing was told for so long is left to whoever else tries.
+const STALLED: Duration = Duration::from_secs(10);
+/// How long, and how many, rows are known to have been told.
+const TOLD_FOR: Duration = Duration::from_secs(30);
+const TOLD_MAX: usize = 10_000;
 /// How long a run whose news could not be told has all that follows left to the sweep, which tells it in order. No row
 /// waits longer for the next try.
 const LEFT_TO_THE_SWEEP: Duration = Duration::from_secs(60);
@@ -35,10 +47,18 @@ pub(super) struct Deliveries {
     last: u64,
     /// Runs that may have something to tell now.
     ready: BTreeSet<RunId>,
-    /// Runs whose history is being read for what they have to tell.
-    loading: BTreeSet<RunId>,
+    /// Runs whose history is being read for what they have to tell; true when that is all that the store has of it.
+    loading: BTreeMap<RunId, bool>,
     /// Requests that go on to the run that follows the one they were for.
     passed_on: Vec<(u64, RunId, Command)>,
+    told: Told,
+}
+
+/// Rows that others have heard of a moment ago. They are being deleted, and the sweep may come first.
+#[derive(Debug, Default)]
+struct Told {
+    rows: BTreeSet<(RunId, Seq)>,
+    by_time: VecDeque<(Timestamp, (RunId, Seq))>,
 }
 
 /// A run that others have to hear of.
@@ -48,8 +68,10 @@ struct Source {
     waiting: BTreeMap<Seq, Vec<Outbound>>,
     /// Rows under way.
     rows: BTreeMap<Seq, Row>,
-    /// Until then what is new is not told from here: something before it could not be.
+    /// Until then what is new is not told from here: something before it could not be, or is still in the store.
     left_until: Option<Timestamp>,
+    /// When something of it was last told, or came to be told.
+    moved: Timestamp,
 }
 
 /// A row of the outbox under way.
@@ -121,6 +143,20 @@ impl Deliveries {
     }
 }
 
+impl Told {
+    fn note(&mut self, row: (RunId, Seq), now: Timestamp) {
+        let old = |at: &Timestamp| now.since(*at) > TOLD_FOR;
+        while self.by_time.front().is_some_and(|(at, _)| old(at) || self.by_time.len() >= TOLD_MAX) {
+            if let Some((_, row)) = self.by_time.pop_front() {
+                self.rows.remove(&row);
+            }
+        }
+        if self.rows.insert(row) {
+            self.by_time.push_back((now, row));
+        }
+    }
+}
+
 impl Source {
     /// The next thing to tell, when it need not wait for another.
     fn take(&mut self) -> Option<(Seq, Outbound)> {
@@ -137,13 +173,20 @@ impl Source {
         let free = if start(next) {
             self.rows.len() < FLIGHTS_MAX && self.rows.values().all(|row| row.start)
         } else {
-            self.rows.is_empty()
+            self.rows.is_empty() || planted(Bug::TellSideBySide)
         };
+        if planted(Bug::ForgetItsTurn) && !free {
+            return drop(self.waiting.pop_first());
+        }
         if free && let Some((seq, outbounds)) = self.waiting.pop_first() {
             let start = start(&outbounds);
             let row = Row { start, untold: outbounds.into(), flying: 0, stays: false, deleted: false };
             self.rows.insert(seq, row);
         }
+    }
+
+    fn is_telling(&self) -> bool {
+        !(self.waiting.is_empty() && self.rows.is_empty())
     }
 
     /// Nothing of it has to be kept.
@@ -189,6 +232,7 @@ impl Node {
                 namespace.clone_into(&mut source.namespace);
             }
             source.waiting.insert(seq, outbounds);
+            source.moved = self.now;
             if planted(Bug::DeliverAndForget) {
                 self.out.push(Output::OutboxDone(run, seq));
             }
@@ -196,13 +240,36 @@ impl Node {
         }
     }
 
+    /// What this node is telling others of at database time `now`: nobody else has to. Of each run the first rows, which
+    /// keep what follows.
+    pub fn telling(&self, now: Timestamp) -> Vec<(RunId, Seq)> {
+        let moves = |source: &&Source| now.since(source.moved) < STALLED && source.is_telling();
+        let sources = || self.deliveries.sources.iter().filter(|(_, source)| moves(source));
+        let each = TELLING_MAX.div_ceil(sources().count().max(1));
+        let rows = |(run, source): (&RunId, &Source)| {
+            let (run, seqs) = (*run, source.rows.keys().chain(source.waiting.keys()));
+            seqs.take(each).map(move |seq| (run, *seq)).collect::<Vec<_>>()
+        };
+        sources().flat_map(rows).take(TELLING_MAX).collect()
+    }
+
     /// The sweep has found events that others have perhaps not heard of.
     pub(super) fn outbox_found(&mut self, found: Vec<(RunId, Vec<Seq>)>) {
         let now = self.now;
         self.deliveries.sources.retain(|_, source| !source.is_quiet(now));
+        let all = found.iter().map(|(_, seqs)| seqs.len()).sum::<usize>() < OUTBOX_CLAIM_MAX;
         for (run, mut seqs) in found {
+            if !all {
+                // What the run does now must not overtake what is not claimed of it.
+                let source = self.deliveries.sources.entry(run).or_default();
+                source.left_until = Some(now.after(LEFT_TO_THE_SWEEP));
+            }
             seqs.retain(|seq| !self.deliveries.has(run, *seq));
-            if !seqs.is_empty() && self.deliveries.loading.insert(run) {
+            let told = |seq: &Seq| self.deliveries.told.rows.contains(&(run, *seq));
+            // It may be that deleting them failed.
+            self.out.extend(seqs.iter().filter(|seq| told(seq)).map(|seq| Output::OutboxDone(run, *seq)));
+            seqs.retain(|seq| !told(seq));
+            if !seqs.is_empty() && self.deliveries.loading.insert(run, all).is_none() {
                 self.out.push(Output::LoadSource { run, seqs });
             }
         }
@@ -215,7 +282,7 @@ impl Node {
         seqs: &[Seq],
         events: Result<Vec<Event>, store::Error>,
     ) {
-        self.deliveries.loading.remove(&run_id);
+        let all = self.deliveries.loading.remove(&run_id).unwrap_or_default();
         let Ok(events) = events else { return };
         let run = match Run::fold(run_id, &events) {
             Ok(run) => run,
@@ -228,7 +295,7 @@ impl Node {
         let told: Vec<(Seq, Vec<Outbound>)> = seqs.iter().map(outbound).collect();
         self.status.healed += 1;
         // The sweep tells all of it, in order.
-        if let Some(source) = self.deliveries.sources.get_mut(&run_id) {
+        if let Some(source) = self.deliveries.sources.get_mut(&run_id).filter(|_| all) {
             source.left_until = None;
         }
         let namespace = run.map(|run| run.start().namespace.clone()).unwrap_or_default();
@@ -373,6 +440,7 @@ impl Node {
         let Some(Flight { source: run, seq, .. }) = self.deliveries.flights.remove(&flight) else { return };
         let Some(source) = self.deliveries.sources.get_mut(&run) else { return };
         let Some(row) = source.rows.get_mut(&seq) else { return };
+        source.moved = self.now;
         row.flying -= 1;
         row.stays |= stays;
         row.deleted |= deleted;
@@ -385,6 +453,7 @@ impl Node {
                 source.left_until = Some(self.now.after(LEFT_TO_THE_SWEEP));
             }
             if done {
+                self.deliveries.told.note((run, seq), self.now);
                 self.out.push(Output::OutboxDone(run, seq));
             }
         }

@@ -9,6 +9,7 @@ mod asks;
 mod builds;
 mod checks;
 mod deliveries;
+mod hints;
 mod ids;
 mod outage;
 mod planted;
@@ -29,7 +30,7 @@ use everstep_core::{
     Actor, AskId, Command, CommandBody, CommandId, Duration, NodeId, QueueKey, Run, RunId, Seq, SessionId,
     StartRun, TaskRow, TimerKey, Timestamp,
 };
-use everstep_dispatch::{Delivery, HintKind, HintQueue, Notice, TaskHint};
+use everstep_dispatch::{Delivery, HintQueue, Notice, TaskHint};
 use everstep_store::{
     self as store, AllowedBuild, Append, AskAnswer, AskRow, AskWant, SessionRow, StartRecord, Verdict,
 };
@@ -40,6 +41,8 @@ use crate::{
 use asks::Asks;
 use checks::Checks;
 use deliveries::Deliveries;
+pub use deliveries::OUTBOX_CLAIM_MAX;
+use hints::Pulls;
 use ids::IdSource;
 use outage::Outage;
 use sessions::Session;
@@ -523,7 +526,7 @@ pub struct Node {
     opening: BTreeMap<u64, Hello>,
     /// Those of them that take up a session again.
     resumed: BTreeSet<u64>,
-    pulling: BTreeSet<QueueKey>,
+    pulls: Pulls,
     asks: Asks,
     steps: Steps,
     updates: Updates,
@@ -555,7 +558,7 @@ impl Node {
             links: BTreeMap::new(),
             opening: BTreeMap::new(),
             resumed: BTreeSet::new(),
-            pulling: BTreeSet::new(),
+            pulls: Pulls::default(),
             asks: Asks::default(),
             steps: Steps::default(),
             updates: Updates::default(),
@@ -576,7 +579,7 @@ impl Node {
             Input::Start { request, start } => self.start(request, start),
             Input::Command { request, run, id, identity, body } => {
                 let command = Command { id, actor: Actor::Client(identity), body };
-                self.add_job(run, Job::Client { request, command });
+                self.add_job(run, Job::of_client(request, command));
             }
             Input::Update { request, ask, run, command, wait } => {
                 self.update((request, ask), run, *command, wait);
@@ -593,10 +596,7 @@ impl Node {
             Input::SessionRenewed { link, number, until } => self.session_renewed(link, number, until),
             Input::Owned { link, runs } => self.owned(link, runs),
             Input::Blocked { runs } => runs.into_iter().for_each(|run| self.add_job(run, Job::offer())),
-            Input::Delivered { queue: HintQueue { kind, queue }, deliveries } => match kind {
-                HintKind::Run => self.delivered(queue, deliveries),
-                HintKind::Step => self.step_hints(queue, deliveries),
-            },
+            Input::Delivered { queue, deliveries } => self.hints(queue, deliveries),
             Input::Noticed(notice) => self.noticed(notice),
             Input::TimersDue(due) => {
                 due.into_iter()
@@ -606,7 +606,7 @@ impl Node {
             Input::RunsLost(lost) => {
                 for (run, session) in lost {
                     self.status.healed += 1;
-                    self.add_job(run, Job::Lose { session, verified: false });
+                    self.add_job(run, Job::Lose { session, refused: None, verified: false });
                 }
             }
             Input::WakesStale(wakes) => self.wakes_stale(wakes),
@@ -629,7 +629,6 @@ impl Node {
         }
         self.tell_ready();
         self.pull();
-        self.pull_steps();
         self.forget_updates();
         outputs.append(&mut self.out);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use everstep_core::{QueueKey, RunId, Seq, SessionId, TaskRow, Timestamp, WorkerInfo};
-use everstep_dispatch::{Delivery, HintKind, HintQueue, Notice, TaskHint};
+use everstep_dispatch::{HintQueue, Notice, TaskHint};
 use everstep_store::{self as store, AskWant, SessionRow};
 
 use super::builds::{Code, serves};
@@ -78,18 +78,6 @@ impl Session {
 }
 
 impl Node {
-    /// The stream of the worker of `queue` with the most room, if any has some.
-    pub(super) fn link_with_credit(&self, queue: &QueueKey) -> Option<u64> {
-        if self.draining {
-            return None;
-        }
-        self.sessions
-            .iter()
-            .filter(|(_, s)| s.credit() > 0 && s.queues.contains(queue))
-            .max_by_key(|(link, s)| (s.credit(), std::cmp::Reverse(**link)))
-            .map(|(&link, _)| link)
-    }
-
     /// A worker introduces itself: open its session, or take it up again.
     pub(super) fn connect(&mut self, link: u64, mut hello: Hello) {
         let session_id = match hello.resume {
@@ -181,6 +169,7 @@ impl Node {
             moved: resumed,
         };
         self.sessions.insert(link, session);
+        self.pull_for(link);
         self.steps_begin(link);
         if self.draining {
             self.out.push(Output::ToWorker { link, message: WorkerOut::Drain });
@@ -336,6 +325,7 @@ impl Node {
         {
             self.links.remove(&session.id);
         }
+        self.pull_less();
         self.untell(link);
         self.asks_lost(link);
         self.checks_lost(link);
@@ -358,21 +348,6 @@ impl Node {
         }
     }
 
-    /// Hints from dispatch.
-    pub(super) fn delivered(&mut self, queue: QueueKey, deliveries: Vec<Delivery>) {
-        self.pulling.remove(&queue);
-        for delivery in deliveries {
-            if self.link_with_credit(&queue).is_some() {
-                let token = Some(delivery.token);
-                self.add_job(delivery.hint.run_id, Job::Offer { token, verified: false });
-            } else {
-                // The room it was pulled for is taken: another node may have some.
-                self.out.push(Output::Ack(delivery.token));
-                self.out.push(Output::Publish(delivery.hint));
-            }
-        }
-    }
-
     /// Tasks that have waited for longer than a hint takes.
     pub(super) fn tasks_found(&mut self, mut tasks: Vec<(RunId, TaskRow)>) {
         self.only_new(&mut tasks);
@@ -381,23 +356,8 @@ impl Node {
                 self.status.healed += 1;
                 self.add_job(run_id, Job::offer());
             } else if self.config.hints_shared {
-                let (queue, trace) = (task.queue, Default::default());
-                self.out.push(Output::Publish(TaskHint { run_id, queue, kind: HintKind::Run, trace }));
-            }
-        }
-    }
-
-    /// Asks dispatch for as many hints as the workers have room.
-    pub(super) fn pull(&mut self) {
-        if self.draining {
-            return;
-        }
-        for queue in self.queues_with_credit() {
-            if !self.pulling.contains(&queue) {
-                let max =
-                    self.sessions.values().filter(|s| s.queues.contains(&queue)).map(Session::credit).sum();
-                self.pulling.insert(queue.clone());
-                self.out.push(Output::Pull { queue: HintQueue::runs(queue), max });
+                let (place, needs) = (HintQueue::runs(task.queue), task.workflow_type);
+                self.out.push(Output::Publish(TaskHint { needs, ..TaskHint::new(run_id, place) }));
             }
         }
     }

@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{
-    Actor, Command, CommandBody, CommandId, Detach, Epoch, Event, Rejection, Run, RunId, Seq, SessionId,
-    Successor, TimerKey, WorkerCommit, WriteBasis, decide,
+    Actor, Command, CommandBody, CommandId, Epoch, Event, Rejection, Run, RunId, Seq, SessionId, Successor,
+    TimerKey, WorkerCommit, WriteBasis, decide,
 };
-use everstep_dispatch::{HintKind, TaskHint};
+use everstep_dispatch::{HintQueue, TaskHint};
 use everstep_fault::{Bug, planted};
 use everstep_store::{self as store, Append};
 
 use super::deliveries::Heard;
-use super::steps::StepJob;
+use super::steps::{StepJob, looks_first};
 use super::successors::Succession;
 use super::{Node, Output};
 use crate::{Error, WorkerOut};
 
 mod append;
+mod give_back;
 mod steps;
 mod tell;
 
@@ -33,15 +34,15 @@ const TRIES_BEFORE_REPLY: u32 = 8;
 #[derive(Clone, Debug)]
 pub(super) enum Job {
     /// A client's command.
-    Client { request: u64, command: Command },
+    Client { request: u64, command: Command, verified: bool },
     /// An owner's commit.
     Commit { link: u64, commit: WorkerCommit, verified: bool },
     /// The run may need a worker.
     Offer { token: Option<u64>, verified: bool },
     /// An instant may have come.
     Fire { timer: TimerKey, verified: bool },
-    /// Its owner's session is closed.
-    Lose { session: SessionId, verified: bool },
+    /// Its owner's session is closed, or its owner did what it must not.
+    Lose { session: SessionId, refused: Option<String>, verified: bool },
     /// Something became of an attempt of a queued step.
     Step { job: StepJob, verified: bool },
     /// Another run wants something of it, or what became of something that it wanted of another is known.
@@ -68,6 +69,10 @@ impl Job {
 
     pub(super) fn delivery(flight: u64, command: Command) -> Self {
         Self::Deliver { flight, command: Box::new(command), verified: false, told: Told::Nothing }
+    }
+
+    pub(super) fn of_client(request: u64, command: Command) -> Self {
+        Self::Client { request, command, verified: false }
     }
 
     pub(super) fn of_step(job: StepJob) -> Self {
@@ -143,10 +148,12 @@ impl Node {
             let problem =
                 format!("commit {} does not follow commit {}", commit.number, expected.unwrap_or(1) - 1);
             let rejection = Rejection::InvalidCommands { problem };
+            let lose = self.lose_refused(run_id, (link, commit.epoch), &rejection);
             self.answer_commit(run_id, link, &commit, Err(rejection));
+            self.slots.entry(run_id).or_default().inbox.extend(lose);
             return self.work(run_id);
         }
-        slot.next_number = Some((link, expected.unwrap_or(0).max(commit.number + 1)));
+        slot.next_number = Some((link, expected.unwrap_or(0).max(commit.number.saturating_add(1))));
         if commit.ahead.is_some() {
             self.break_hold(run_id);
         }
@@ -225,10 +232,11 @@ impl Node {
         let before = batch.events.len();
         let (result, again) = match &job {
             Job::Client { command, .. } if self.remembers(run.id(), &command.body) => (Ok(()), None),
-            Job::Client { request, command } => {
+            Job::Client { request, command, verified } => {
                 let result = apply_decision(run, command, self.now, batch);
-                let again = self.steps.looks_first(*request, &command.body, &result).then(|| job.clone());
-                (result, again)
+                let looks = !verified && looks_first(&command.body, &result);
+                let again = || Job::Client { request: *request, command: command.clone(), verified: true };
+                (result, looks.then(again))
             }
             Job::Commit { link, commit, verified } => {
                 let session = self.sessions.get(link)?;
@@ -242,7 +250,11 @@ impl Node {
                     actor: Actor::Worker(session.worker.identity.clone()),
                     body: CommandBody::Commit(commit.clone()),
                 };
-                (apply_decision(run, &command, self.now, batch), None)
+                let result = apply_decision(run, &command, self.now, batch);
+                if let Err(refused) = &result {
+                    self.give_back(run, (*link, commit), refused, batch);
+                }
+                (result, None)
             }
             Job::Offer { token, verified } => {
                 let result = self.offer(run, batch);
@@ -257,11 +269,10 @@ impl Node {
                 let result = apply_decision(run, &command, self.now, batch);
                 (result, (!verified).then_some(Job::Fire { timer: *timer, verified: true }))
             }
-            Job::Lose { session, verified } => {
-                let body = CommandBody::Detach(Detach { session: *session });
-                let command = Command { id: self.ids.command_id(), actor: Actor::System, body };
-                let result = apply_decision(run, &command, self.now, batch);
-                (result, (!verified).then_some(Job::Lose { session: *session, verified: true }))
+            Job::Lose { session, refused, verified } => {
+                let result = self.detach(run, *session, refused.clone(), batch);
+                let again = || Job::Lose { session: *session, refused: refused.clone(), verified: true };
+                (result, (!verified).then(again))
             }
             Job::Step { job, verified } => {
                 let result = self.decide_step(run, job, batch);
@@ -330,12 +341,9 @@ impl Node {
         let there = run.needs_worker() && self.is_served_here(&run.task());
         if there && (self.config.hints_shared || !self.config.shared) {
             let trace = run.start().trace.of_run(run.id());
-            self.out.push(Output::Publish(TaskHint {
-                run_id: run.id(),
-                queue: run.queue(),
-                kind: HintKind::Run,
-                trace,
-            }));
+            let needs = run.start().workflow_type.clone();
+            let place = HintQueue::runs(run.queue());
+            self.out.push(Output::Publish(TaskHint { needs, trace, ..TaskHint::new(run.id(), place) }));
         }
     }
 

@@ -5,6 +5,7 @@
 //! when that is durable. Whatever goes missing on the way is found again: a claim whose answer was lost is returned, a
 //! worker that holds what is no longer its own is told, and rows whose instant has come are looked at by the clock.
 
+mod claims;
 mod io;
 mod look;
 mod work;
@@ -12,21 +13,18 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use everstep_core::{
     CommandBody, Duration, EventBody, Failure, OpId, Payload, QueueKey, Rejection, Run, RunId, StepEnd,
     StepTask, StepTimeout, Timestamp, TraceContext,
 };
-use everstep_dispatch::{Delivery, HintKind, HintQueue, TaskHint};
-use everstep_store::{
-    self as store, AttemptKey, Beat, BeatAnswer, ClaimKey, Due, StepClaim, StepClaims, StepWant,
-};
+use everstep_store::{self as store, AttemptKey, Beat, BeatAnswer, ClaimKey, Due, StepClaim};
 
-use super::sessions::Session;
 use super::slot::Job;
 use super::{Node, Output};
 use crate::{GivenStep, StepKey, StepSaid, WorkerOut};
+use claims::Line;
 pub use io::{StepsIn, StepsOut};
 pub(super) use work::Work;
 use work::{Held, Place};
@@ -40,27 +38,19 @@ const CLAIM_PAUSE: Duration = Duration::from_secs(1);
 /// What a node keeps about queues of steps.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    /// Queues whose hints are being pulled.
-    pulling: BTreeSet<QueueKey>,
     /// Queues that were held back by their limits, and when to look again.
     limited: BTreeMap<QueueKey, Timestamp>,
-    /// Clients that end an attempt of which nothing is known here, while the log is looked at.
-    looking: BTreeSet<u64>,
+    /// Claims from each queue, under way or to come.
+    lines: BTreeMap<QueueKey, Line>,
+    /// Ends that could not be decided, by their worker's stream, and when the worker is asked again.
+    undecided: BTreeMap<(u64, StepKey), Timestamp>,
 }
 
-impl Steps {
-    /// Whether the log has to be looked at before a client hears that its attempt is over: another node may know of a
-    /// later one.
-    pub(super) fn looks_first(
-        &mut self,
-        request: u64,
-        body: &CommandBody,
-        result: &Result<(), Rejection>,
-    ) -> bool {
-        let unknown = matches!(result, Err(Rejection::StaleAttempt { .. } | Rejection::StepNotFound { .. }));
-        let ends = matches!(body, CommandBody::FinishStep { .. });
-        ends && !self.looking.remove(&request) && unknown && self.looking.insert(request)
-    }
+/// Whether the log has to be looked at before a client hears that its attempt is over: another node may know of a
+/// later one.
+pub(super) fn looks_first(body: &CommandBody, result: &Result<(), Rejection>) -> bool {
+    let unknown = matches!(result, Err(Rejection::StaleAttempt { .. } | Rejection::StepNotFound { .. }));
+    matches!(body, CommandBody::FinishStep { .. }) && unknown
 }
 
 /// What is decided on a run.
@@ -143,27 +133,6 @@ impl Node {
         }
     }
 
-    /// Another node may have been told of what waits, and have nobody who can run it. Whoever has room here looks for
-    /// itself.
-    fn claim_what_others_left(&mut self) {
-        if !self.config.shared {
-            return;
-        }
-        let hosts = self.sessions.iter().filter(|(_, session)| session.steps.is_some());
-        let hosts: Vec<(u64, Vec<QueueKey>)> =
-            hosts.map(|(&link, session)| (link, session.queues.clone())).collect();
-        for (link, queues) in hosts {
-            for queue in queues
-                .iter()
-                .filter(|queue| !self.steps.limited.contains_key(queue))
-                .cloned()
-                .collect::<Vec<_>>()
-            {
-                self.claim_for(link, &queue);
-            }
-        }
-    }
-
     fn work_of(&mut self, link: u64) -> Option<&mut Work> {
         self.sessions.get_mut(&link)?.steps.as_mut()
     }
@@ -184,80 +153,6 @@ impl Node {
             }
             Some(_) => queues.iter().for_each(|queue| self.claim_steps(queue)),
             None => {}
-        }
-    }
-
-    /// Something may have come into a queue: claims for every worker here that has room, and for the others once they
-    /// have some.
-    fn claim_steps(&mut self, queue: &QueueKey) {
-        let serves =
-            |(_, session): &(&u64, &Session)| session.queues.contains(queue) && session.steps.is_some();
-        let links: Vec<u64> = self.sessions.iter().filter(serves).map(|(&link, _)| link).collect();
-        for link in links {
-            if let Some(work) = self.work_of(link) {
-                work.poke(queue);
-            }
-            self.claim_for(link, queue);
-        }
-    }
-
-    /// Claims attempts of a queue for a worker, as many as it has room for.
-    fn claim_for(&mut self, link: u64, queue: &QueueKey) {
-        if self.draining {
-            return;
-        }
-        let now = self.now;
-        let Some(session) = self.sessions.get_mut(&link) else { return };
-        let Some(work) = &mut session.steps else { return };
-        let (max, ready_at) = work.reserve(queue, now);
-        if let Some(at) = ready_at {
-            let queue = queue.clone();
-            self.out.push(Output::Steps(StepsOut::WaitingAt { queue, at }));
-        }
-        if max == 0 {
-            return;
-        }
-        let (session, queue, types, claim) = (session.id, queue.clone(), work.types(), self.ids.claim_id());
-        let want = StepWant { session, queue, types, claim };
-        self.out.push(Output::Steps(StepsOut::Claim { link, want, max }));
-    }
-
-    fn steps_claimed(
-        &mut self,
-        link: u64,
-        queue: QueueKey,
-        max: usize,
-        claims: Result<StepClaims, store::Error>,
-    ) {
-        let now = self.now;
-        let taken = claims.as_ref().map_or(0, |claims| claims.claims.len());
-        let poked = self.work_of(link).is_some_and(|work| work.reserved(&queue, max, taken));
-        let StepClaims { claims, again } = match claims {
-            Ok(claims) => claims,
-            Err(error) => {
-                tracing::warn!(%error, "steps not claimed");
-                if let Some(work) = self.work_of(link) {
-                    work.doubt_claims(now.after(UNKNOWN_CLAIM).after(UNKNOWN_CLAIM));
-                }
-                return self.say(StepsOut::WaitingAt { queue, at: now.after(CLAIM_PAUSE) });
-            }
-        };
-        let more = poked || taken >= max;
-        if let (false, Some(work)) = (more, self.work_of(link)) {
-            work.dry_up(&queue);
-        }
-        if let Some(at) = again {
-            let sooner = self.steps.limited.get(&queue).is_none_or(|known| at < *known);
-            if sooner {
-                self.steps.limited.insert(queue.clone(), at);
-                self.say(StepsOut::WaitingAt { queue: queue.clone(), at });
-            }
-        }
-        for claim in claims {
-            self.give_step(link, claim);
-        }
-        if more {
-            self.claim_for(link, &queue);
         }
     }
 
@@ -392,7 +287,7 @@ impl Node {
                 let queue = queue.map(|held| held.queue.clone());
                 self.settled(link, key, None);
                 if let (true, Some(queue)) = (*done, queue) {
-                    self.offer_step(key.run_id, queue, TraceContext::default());
+                    self.offer_step(key.run_id, queue, (String::new(), TraceContext::default()));
                 }
             }
         }
@@ -458,22 +353,10 @@ impl Node {
                 if self.has_room_for(&queue) {
                     self.claim_steps(&queue);
                 } else if self.config.hints_shared {
-                    self.offer_step(run, queue, TraceContext::default());
+                    self.offer_step(run, queue, (String::new(), TraceContext::default()));
                 }
             }
         }
-    }
-
-    fn has_room_for(&mut self, queue: &QueueKey) -> bool {
-        let now = self.now;
-        let mut here = self.sessions.values_mut().filter(|s| s.queues.contains(queue));
-        here.any(|session| session.steps.as_mut().is_some_and(|work| work.room(now) > 0))
-    }
-
-    /// Tells whoever has room that a queue has something.
-    fn offer_step(&mut self, run_id: RunId, queue: QueueKey, trace: TraceContext) {
-        let hint = TaskHint { run_id, queue, kind: HintKind::Step, trace };
-        self.out.push(Output::Publish(hint));
     }
 
     /// An append changed a queued step.
@@ -503,7 +386,7 @@ impl Node {
                 self.say(StepsOut::DueAt(task.visible_at));
             }
         } else if self.config.hints_shared || !self.config.shared || self.has_room_for(&task.queue) {
-            self.offer_step(run_id, task.queue.clone(), trace);
+            self.offer_step(run_id, task.queue.clone(), (task.name.clone(), trace));
         }
     }
 
@@ -524,42 +407,6 @@ impl Node {
             let held = session.steps.as_ref()?.peek(place)?;
             Some((link, held.key, held.ending.is_some()))
         })
-    }
-
-    /// Hints from dispatch: their queue has something.
-    pub(super) fn step_hints(&mut self, queue: QueueKey, deliveries: Vec<Delivery>) {
-        self.steps.pulling.remove(&queue);
-        let Some(first) = deliveries.first().map(|delivery| delivery.hint.clone()) else { return };
-        for delivery in deliveries {
-            self.out.push(Output::Ack(delivery.token));
-        }
-        if self.has_room_for(&queue) {
-            self.claim_steps(&queue);
-        } else {
-            // The room it was pulled for is taken: another node may have some.
-            self.out.push(Output::Publish(first));
-        }
-    }
-
-    /// Asks dispatch for hints of the queues whose steps the workers have room for.
-    pub(super) fn pull_steps(&mut self) {
-        if self.draining {
-            return;
-        }
-        let now = self.now;
-        let mut rooms: BTreeMap<QueueKey, usize> = BTreeMap::new();
-        for session in self.sessions.values_mut() {
-            let Some(work) = &mut session.steps else { continue };
-            let room = work.room(now);
-            if room > 0 {
-                session.queues.iter().for_each(|queue| *rooms.entry(queue.clone()).or_default() += room);
-            }
-        }
-        for (queue, max) in rooms {
-            if self.steps.pulling.insert(queue.clone()) {
-                self.out.push(Output::Pull { queue: HintQueue::steps(queue), max });
-            }
-        }
     }
 
     /// A worker takes more or less from here on.

@@ -53,7 +53,7 @@ impl Node {
         let pending = Pending { run, ask, command: command.clone(), until, tries: 0, hold: None };
         self.updates.insert(request, pending);
         // It says that nothing was seen, so it is refused unless the update is known already.
-        self.add_job(run, Job::Client { request, command });
+        self.add_job(run, Job::of_client(request, command));
     }
 
     /// Answers a client whose command was decided.
@@ -129,7 +129,7 @@ impl Node {
                 if let CommandBody::AcceptUpdate { seen, .. } = &mut command.body {
                     *seen = seq;
                 }
-                let job = Job::Client { request, command };
+                let job = Job::of_client(request, command);
                 let inbox = &mut self.slots.entry(run).or_default().inbox;
                 // What was held back came later than the question.
                 if held { inbox.push_front(job) } else { inbox.push_back(job) }

@@ -1,6 +1,7 @@
 //! What stands in the column `attrs` of events between runs. The rules of `attrs.rs` hold here too.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use everstep_core::{
     ChildOutcome, ChildScheduled, Duration, ExternalAction, ExternalRequested, ExternalTarget, OpId,
@@ -9,6 +10,7 @@ use everstep_core::{
 use serde::{Deserialize, Serialize};
 
 use super::attrs::FailureAttrs;
+use super::attrs_notes::{self, AttributesAttrs, MemoAttrs};
 use super::attrs_steps::RetryAttrs;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -23,6 +25,8 @@ pub(super) struct ParentAttrs {
     scheduled: Seq,
     #[serde(default, skip_serializing_if = "is_default")]
     report_start: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    above: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,6 +44,10 @@ pub(super) struct ChildScheduledAttrs<'a> {
     on_parent_close: ParentClose,
     #[serde(default, skip_serializing_if = "is_default")]
     report_start: bool,
+    #[serde(borrow, default, skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: AttributesAttrs<'a>,
+    #[serde(borrow, default, skip_serializing_if = "BTreeMap::is_empty")]
+    memo: MemoAttrs<'a>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,15 +91,15 @@ pub(super) struct ExternalResolvedAttrs<'a> {
 
 impl From<&ParentLink> for ParentAttrs {
     fn from(link: &ParentLink) -> Self {
-        let ParentLink { run_id, child, scheduled, report_start } = *link;
-        Self { run_id, child, scheduled, report_start }
+        let ParentLink { run_id, child, scheduled, report_start, above } = *link;
+        Self { run_id, child, scheduled, report_start, above }
     }
 }
 
 impl From<ParentAttrs> for ParentLink {
     fn from(attrs: ParentAttrs) -> Self {
-        let ParentAttrs { run_id, child, scheduled, report_start } = attrs;
-        Self { run_id, child, scheduled, report_start }
+        let ParentAttrs { run_id, child, scheduled, report_start, above } = attrs;
+        Self { run_id, child, scheduled, report_start, above }
     }
 }
 
@@ -109,7 +117,9 @@ impl<'a> From<&'a ChildScheduled> for ChildScheduledAttrs<'a> {
             reuse,
             on_parent_close,
             report_start,
+            notes,
         } = scheduled;
+        let (attributes, memo) = attrs_notes::encode(notes);
         Self {
             run_id: *run_id,
             workflow_id: workflow_id.into(),
@@ -119,6 +129,8 @@ impl<'a> From<&'a ChildScheduled> for ChildScheduledAttrs<'a> {
             reuse: *reuse,
             on_parent_close: *on_parent_close,
             report_start: *report_start,
+            attributes,
+            memo,
         }
     }
 }
@@ -137,6 +149,7 @@ impl ChildScheduledAttrs<'_> {
             reuse: self.reuse,
             on_parent_close: self.on_parent_close,
             report_start: self.report_start,
+            notes: attrs_notes::decode(self.attributes, self.memo),
         }
     }
 }

@@ -8,25 +8,26 @@ use everstep_core::{
 use super::succession::{decode_recorded_policy, encode_recorded_policy};
 use super::value::encode_failure_bare;
 use super::{
-    InvalidKind, InvalidMessage, decode_duration, decode_failure, decode_payload, encode_duration,
-    encode_failure, encode_payload, parse_id,
+    InvalidKind, InvalidMessage, decode_duration, decode_failure, decode_notes, decode_payload,
+    encode_duration, encode_failure, encode_notes, encode_payload, parse_id,
 };
 use crate::history::{self, child_closed, event::Attributes, external_requested};
 
 pub(super) fn encode_parent(link: &ParentLink) -> history::ParentLink {
-    let ParentLink { run_id, child, scheduled, report_start } = *link;
+    let ParentLink { run_id, child, scheduled, report_start, above } = *link;
     history::ParentLink {
         run_id: run_id.to_string(),
         child_id: child.0,
         scheduled_seq: scheduled,
         report_start,
+        above,
     }
 }
 
 pub(super) fn decode_parent(wire: history::ParentLink) -> Result<ParentLink, InvalidMessage> {
-    let history::ParentLink { run_id, child_id, scheduled_seq, report_start } = wire;
+    let history::ParentLink { run_id, child_id, scheduled_seq, report_start, above } = wire;
     let run_id = parse_id("parent.run_id", &run_id)?;
-    Ok(ParentLink { run_id, child: OpId(child_id), scheduled: scheduled_seq, report_start })
+    Ok(ParentLink { run_id, child: OpId(child_id), scheduled: scheduled_seq, report_start, above })
 }
 
 /// An event between runs; `None` for any other.
@@ -76,7 +77,9 @@ pub(super) fn encode_child(scheduled: &ChildScheduled, omit: bool) -> history::C
         reuse,
         on_parent_close,
         report_start,
+        notes,
     } = scheduled;
+    let (search_attributes, memo) = encode_notes(notes);
     history::ChildScheduled {
         child_id: child.0,
         run_id: run_id.to_string(),
@@ -89,6 +92,8 @@ pub(super) fn encode_child(scheduled: &ChildScheduled, omit: bool) -> history::C
         reuse_policy: encode_reuse(*reuse).into(),
         on_parent_close: encode_policy(*on_parent_close).into(),
         report_start: *report_start,
+        memo,
+        search_attributes,
     }
 }
 
@@ -106,6 +111,8 @@ pub(super) fn decode_child(wire: history::ChildScheduled) -> Result<ChildSchedul
         reuse_policy,
         on_parent_close,
         report_start,
+        memo,
+        search_attributes,
     } = wire;
     let nil = RunId::from_uuid(uuid::Uuid::nil());
     Ok(ChildScheduled {
@@ -120,6 +127,7 @@ pub(super) fn decode_child(wire: history::ChildScheduled) -> Result<ChildSchedul
         reuse: decode_reuse(reuse_policy)?,
         on_parent_close: decode_policy(on_parent_close)?,
         report_start,
+        notes: decode_notes((search_attributes, memo))?,
     })
 }
 

@@ -4,7 +4,6 @@ use everstep_core::{DoubtPolicy, EventBody, OpId, Resolution, StepResolved};
 
 use super::value::{encode_failure_bare, encode_payload};
 use super::{InvalidKind, InvalidMessage, decode_failure, decode_payload, encode_failure};
-use crate::api::resolve_step_request;
 use crate::history::{self, event::Attributes, step_resolved};
 
 /// A policy as the wire has it; unspecified for a step that is not guarded.
@@ -33,22 +32,6 @@ pub fn decode_doubt_policy(field: &str, wire: i32) -> Result<Option<DoubtPolicy>
             let problem = format!("has the unknown value {wire}");
             return Err(InvalidMessage::new(InvalidKind::UnknownEnum, field, problem));
         }
-    })
-}
-
-/// Reads what a caller says about an attempt in doubt.
-///
-/// # Errors
-/// [`InvalidMessage`] when nothing is said.
-pub fn decode_resolution(
-    wire: Option<resolve_step_request::Resolution>,
-) -> Result<Resolution, InvalidMessage> {
-    use resolve_step_request::Resolution as Said;
-    Ok(match wire {
-        Some(Said::Completed(result)) => Resolution::Completed(decode_payload(Some(result))),
-        Some(Said::Failed(failure)) => Resolution::Failed(decode_failure("failed", Some(failure))?),
-        Some(Said::Retry(history::RetryStep {})) => Resolution::Retry,
-        None => return Err(InvalidMessage::missing("resolution")),
     })
 }
 

@@ -21,7 +21,7 @@ mod value;
 mod tests;
 
 pub use commit::{decode_commit, encode_commit};
-pub use doubt::{decode_doubt_policy, decode_resolution, encode_doubt_policy};
+pub use doubt::{decode_doubt_policy, encode_doubt_policy};
 pub use event::{DecodedEvent, decode_blocked, decode_event, encode_blocked, encode_event};
 pub use invalid::{InvalidKind, InvalidMessage};
 pub use notes::{

@@ -1,24 +1,36 @@
 //! Histories that a caller sends: gathered piece by piece, one file after the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use everstep_core::Run;
 use everstep_proto::{api, file};
-use tonic::{Status, Streaming};
+use futures::{Stream, StreamExt};
+use tonic::Status;
 
 use super::check::Subject;
+use crate::check::Check;
 use crate::{reason, status};
 
 /// Largest file: a history is stopped at 50 MiB of payloads and 51,200 events.
 const FILE_BYTES_MAX: usize = 128 << 20;
 
+/// Longest name of a file; it comes back with the answer.
+const LABEL_BYTES_MAX: usize = 4_096;
+
+/// How long a caller may be silent between two messages: it has one of the few places for callers.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
 /// The files of one caller.
-pub(super) struct Files {
-    inbound: Streaming<api::CheckHistoriesRequest>,
+pub(super) struct Files<S> {
+    inbound: S,
 }
 
-impl Files {
-    pub(super) fn new(inbound: Streaming<api::CheckHistoriesRequest>) -> Self {
+impl<S> Files<S>
+where
+    S: Stream<Item = Result<api::CheckHistoriesRequest, Status>> + Unpin,
+{
+    pub(super) fn new(inbound: S) -> Self {
         Self { inbound }
     }
 
@@ -26,8 +38,9 @@ impl Files {
     pub(super) async fn next(&mut self) -> Result<Option<Subject>, Status> {
         let mut gathered = Gathered::default();
         loop {
-            let piece = self.inbound.message().await.map_err(|s| status::of_framework(&s).unwrap_or(s))?;
-            let Some(piece) = piece else {
+            let piece = tokio::time::timeout(SILENCE_MAX, self.inbound.next()).await;
+            let piece = piece.map_err(|_| silent(&gathered.label))?.transpose();
+            let Some(piece) = piece.map_err(|s| status::of_framework(&s).unwrap_or(s))? else {
                 return match gathered.data.is_empty() {
                     true => Ok(None),
                     false => Err(invalid(&gathered.label, "the stream ended within it")),
@@ -49,7 +62,30 @@ struct Gathered {
 impl Gathered {
     /// Adds a piece; true when it was the last one.
     fn add(&mut self, piece: api::CheckHistoriesRequest) -> Result<bool, Status> {
-        let api::CheckHistoriesRequest { label, data, last, .. } = piece;
+        let api::CheckHistoriesRequest {
+            namespace,
+            build_id,
+            sample,
+            workflow_types,
+            open_only,
+            label,
+            data,
+            last,
+        } = piece;
+        let mut check = Check::default();
+        for (field, given) in [
+            ("namespace", !namespace.is_empty()),
+            ("build_id", !build_id.is_empty()),
+            ("sample", sample > 0),
+            ("workflow_types", !workflow_types.is_empty()),
+            ("open_only", open_only),
+        ] {
+            if given {
+                check.refuse(field, reason::INVALID_ARGUMENT, "may only be in the first message");
+            }
+        }
+        let label = check.text("label", label, LABEL_BYTES_MAX);
+        check.finish()?;
         if self.label.is_empty() {
             self.label = label;
         } else if !label.is_empty() && label != self.label {
@@ -73,6 +109,15 @@ fn read(label: &str, data: &[u8]) -> Result<Subject, Status> {
         Err(error) => return Err(invalid(label, &error.to_string())),
     }
     Ok(Subject { label: label.to_owned(), run_id: file.run_id, events: Arc::new(file.events) })
+}
+
+fn silent(label: &str) -> Status {
+    let seconds = SILENCE_MAX.as_secs();
+    let what = match label {
+        "" => "what is to be checked".to_owned(),
+        label => format!("the rest of {}", status::echo(label)),
+    };
+    status::of(reason::CALLER_SILENT, format!("{what} did not come within {seconds} s"))
 }
 
 fn invalid(label: &str, problem: &str) -> Status {

@@ -6,7 +6,6 @@ use everstep_core::{QueueKey, limits};
 use everstep_proto::api;
 use everstep_proto::wire::encode_duration;
 use everstep_store::{AllowedBuild, Census};
-use tonic::Status;
 
 use crate::check::Check;
 use crate::reason;
@@ -57,10 +56,9 @@ pub(super) fn encode(census: &Census, namespace: &str) -> api::ListBuildsRespons
 }
 
 /// Reads what somebody allows.
-pub(super) fn allowed(request: api::AllowBuildRequest) -> Result<AllowedBuild, Status> {
+pub(super) fn allowed(check: &mut Check, request: api::AllowBuildRequest) -> AllowedBuild {
     let api::AllowBuildRequest { namespace, task_queue, build_id, continues, request_id: _, identity: _ } =
         request;
-    let mut check = Check::default();
     let namespace = check.name_or_default("namespace", namespace);
     let task_queue = check.name_or_default("task_queue", task_queue);
     let build_id = check.text("build_id", build_id, limits::NAME_BYTES_MAX);
@@ -73,6 +71,5 @@ pub(super) fn allowed(request: api::AllowBuildRequest) -> Result<AllowedBuild, S
     if build_id == continues && !build_id.is_empty() {
         check.refuse("continues", reason::INVALID_ARGUMENT, "must be another build");
     }
-    check.finish()?;
-    Ok(AllowedBuild { queue: QueueKey { namespace, task_queue }, build_id, continues })
+    AllowedBuild { queue: QueueKey { namespace, task_queue }, build_id, continues }
 }

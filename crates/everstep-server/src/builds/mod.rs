@@ -61,9 +61,9 @@ impl BuildService for BuildApi {
         let mut check = Check::default();
         let request_id = check.request_id(std::mem::take(&mut wire.request_id));
         let identity = check.identity("identity", std::mem::take(&mut wire.identity));
-        check.finish()?;
         let request = administer::request(&request_id, &wire);
-        let allowed = list::allowed(wire)?;
+        let allowed = list::allowed(&mut check, wire);
+        check.finish()?;
         tracing::info!(?allowed, identity, "a build is allowed to go on with the runs of another");
         administer::make(&self.engine, Change::AllowBuild(allowed), request).await?;
         self.engine.builds_changed().await.map_err(|e| status::of_engine(&e))?;

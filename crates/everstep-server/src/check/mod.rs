@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::time::Duration as StdDuration;
 
@@ -44,6 +45,15 @@ impl Check {
     /// Notes a bad field.
     pub(crate) fn refuse(&mut self, field: impl Into<String>, reason: Reason, problem: impl Into<String>) {
         self.violations.push(status::violation(field, reason, problem));
+    }
+
+    /// What `look` finds wrong stands in the message that the field `outer` holds.
+    pub(crate) fn within<T>(&mut self, outer: &str, look: impl FnOnce(&mut Self) -> T) -> T {
+        let mut inner = Self::default();
+        let seen = look(&mut inner);
+        let placed = |v: FieldViolation| FieldViolation { field: format!("{outer}.{}", v.field), ..v };
+        self.violations.extend(inner.violations.into_iter().map(placed));
+        seen
     }
 
     /// Notes a field that is not a core value; gives the value that is.
@@ -97,14 +107,17 @@ impl Check {
     pub(crate) fn worker(&mut self, worker: WorkerInfo) -> WorkerInfo {
         let WorkerInfo { identity, build_id } = worker;
         WorkerInfo {
-            identity: self.identity("worker.identity", identity),
-            build_id: self.text("worker.build_id", build_id, limits::NAME_BYTES_MAX),
+            identity: self.identity("hello.worker.identity", identity),
+            build_id: self.text("hello.worker.build_id", build_id, limits::NAME_BYTES_MAX),
         }
     }
 
     /// A user's bytes.
     pub(crate) fn payload(&mut self, field: &str, wire: Option<history::Payload>) -> Payload {
-        let payload = decode_payload(wire);
+        self.bytes(field, decode_payload(wire))
+    }
+
+    fn bytes(&mut self, field: &str, payload: Payload) -> Payload {
         let size = payload.data.len();
         if size > limits::PAYLOAD_BYTES_MAX {
             let problem =

@@ -9,7 +9,14 @@ fn what_was_counted_is_shown() {
     metrics.call("everstep.api.v1.RunService/StartRun", Code::NotFound, Duration::from_secs(90));
     metrics.panicked();
     let node = NodeStatus { workers: 3, store_ok: true, healed: 7, ..NodeStatus::default() };
-    let upkeep = Upkeep { blocked_runs: 5, runs_lost: 2, wake_violations: 1, ..Upkeep::default() };
+    let upkeep = Upkeep {
+        blocked_runs: 5,
+        untold: 3,
+        oldest_untold: everstep_core::Duration::from_millis(2_500),
+        runs_lost: 2,
+        wake_violations: 1,
+        ..Upkeep::default()
+    };
     let text = metrics.render(&node, &upkeep, Some(7)).unwrap();
     let call = |code: &str, rest: &str| {
         format!(
@@ -28,6 +35,8 @@ fn what_was_counted_is_shown() {
     }
     for expected in [
         "everstep_runs_blocked 5",
+        "everstep_outbox_pending 3",
+        "everstep_outbox_oldest_seconds 2.5",
         "everstep_runs_lost_total 2",
         "everstep_invariant_violations{inv=\"25\"} 1",
         "everstep_store_exhausted 0",

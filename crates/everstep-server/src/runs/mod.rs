@@ -130,8 +130,10 @@ impl RunService for RunApi {
         let trace = trace::extract(request.metadata());
         let deadline = request.extensions().get::<Deadline>().map(|d| d.0);
         let in_flight = request.extensions().get::<InFlight>().cloned();
-        let (start, wait) = request::start(request.into_inner(), trace)?;
-        self.declarations.check_start(&self.engine, &start.namespace, &start.notes).await?;
+        let mut check = Check::default();
+        let (start, wait) = request::start(&mut check, request.into_inner(), trace);
+        check.finish()?;
+        self.declarations.check_start(&self.engine, "", &start).await?;
         let workflow_id = start.workflow_id.clone();
         let started = self.engine.start_run(start).await.map_err(|e| status::of_engine(&e))?;
         in_flight.iter().for_each(InFlight::settle);

@@ -5,10 +5,7 @@ use std::time::Duration;
 use everstep_core::{CommandBody, CommandId, RunId, RunStatus, StartRun, TraceContext};
 use everstep_engine::RunSelector;
 use everstep_proto::api;
-use everstep_proto::wire::{
-    conflict_policy, decode_duration, decode_notes, decode_recorded_policy, decode_run_status, parse_id,
-    reuse_policy,
-};
+use everstep_proto::wire::{conflict_policy, decode_duration, decode_run_status, parse_id, reuse_policy};
 use everstep_store::RunFilter;
 use sha2::{Digest, Sha256};
 use tonic::Status;
@@ -25,9 +22,10 @@ const STATUSES_MAX: usize = 100;
 ///
 /// Gives the start, and how long its caller wants to wait for the end of the run.
 pub(super) fn start(
+    check: &mut Check,
     request: api::StartRunRequest,
     trace: TraceContext,
-) -> Result<(StartRun, Duration), Status> {
+) -> (StartRun, Duration) {
     let api::StartRunRequest {
         namespace,
         workflow_id,
@@ -45,7 +43,6 @@ pub(super) fn start(
         memo,
         search_attributes,
     } = request;
-    let mut check = Check::default();
     let wait = wait.map_or(Duration::ZERO, |wait| check.wait("wait", Some(wait)));
     let start = StartRun {
         namespace: check.name_or_default("namespace", namespace),
@@ -58,17 +55,15 @@ pub(super) fn start(
         start_delay: start_delay
             .map(|delay| check.take(decode_duration("start_delay", delay)))
             .filter(|delay| *delay > everstep_core::Duration::ZERO),
-        retry: retry_policy
-            .and_then(|policy| check.take(decode_recorded_policy("retry_policy", policy).map(Some))),
+        retry: retry_policy.and_then(|policy| check.policy("retry_policy", policy)),
         reuse: check.take(reuse_policy("reuse_policy", reuse)),
         conflict: check.take(conflict_policy("conflict_policy", conflict)),
         trace,
         identity: check.identity("identity", identity),
-        notes: check.take(decode_notes((search_attributes, memo))),
+        notes: check.notes((search_attributes, memo)),
         ..StartRun::default()
     };
-    check.finish()?;
-    Ok((start, wait))
+    (start, wait)
 }
 
 /// Reads a list: the filter without attributes, where the page begins, and its size.
@@ -81,7 +76,8 @@ pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, String, 
         page_size,
         page_token,
         parent_run_id,
-        ..
+        waits_for_build,
+        attribute_filters: _,
     } = request;
     let mut check = Check::default();
     let namespace = check.name_or_default("namespace", namespace);
@@ -93,6 +89,8 @@ pub(super) fn list(request: api::ListRunsRequest) -> Result<(RunFilter, String, 
     } else {
         check.take(parse_id::<RunId>("parent_run_id", &parent_run_id).map(Some))
     };
+    // Kept by the caller, who says what it leads to.
+    check.text("waits_for_build", waits_for_build, everstep_core::limits::NAME_BYTES_MAX);
     let size = check.page_size(page_size);
     if statuses.len() > STATUSES_MAX {
         let problem = format!("has {} entries, more than the limit of {STATUSES_MAX}", statuses.len());

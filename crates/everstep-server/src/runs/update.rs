@@ -13,7 +13,7 @@ use tonic::Status;
 use super::request::RunCall;
 use super::{RunApi, answer_in_time};
 use crate::check::Check;
-use crate::status;
+use crate::{reason, status};
 
 /// What a caller waits for, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,14 @@ impl Wanted {
     }
 }
 
+/// The code has to agree first, and that takes some time.
+pub(super) fn check_wait(check: &mut Check, wait: Option<prost_types::Duration>) {
+    if wait.is_some_and(|wait| wait.seconds == 0 && wait.nanos == 0) {
+        let problem = "must be more than zero; leave it unset for 20 s";
+        check.refuse("wait", reason::INVALID_DURATION, problem);
+    }
+}
+
 /// See `UpdateRun` in the contract.
 pub(super) async fn update(
     runs: &RunApi,
@@ -60,6 +68,7 @@ pub(super) async fn update(
     let call = RunCall::read(&mut check, run, request_id, identity, "update");
     let name = check.name("name", name);
     let input = check.payload("input", input);
+    check_wait(&mut check, wait);
     let wanted = Wanted::read(&mut check, wait_for, wait, deadline);
     check.finish()?;
     let run_id = runs.find(&call.run).await?;

@@ -8,39 +8,35 @@ use tonic::Status;
 
 use super::RunApi;
 use super::request::{self, RunCall};
-use super::update::{Wanted, accept, answered};
+use super::update::{Wanted, accept, answered, check_wait};
 use crate::check::Check;
 use crate::{reason, status};
+
+/// Where the fields of the start stand.
+const OUTER: &str = "start.";
 
 /// Runs that may end one after the other while one is looked for.
 const RACES_MAX: u32 = 5;
 
 /// Reads the start, which has to leave an open run alone.
-fn start(wire: Option<api::StartRunRequest>, trace: TraceContext) -> Result<StartRun, Status> {
+fn start(check: &mut Check, wire: Option<api::StartRunRequest>, trace: TraceContext) -> StartRun {
     let Some(wire) = wire else {
-        let problem = "must say what to start";
-        return Err(status::of_violations(vec![status::violation(
-            "start",
-            reason::INVALID_ARGUMENT,
-            problem,
-        )]));
+        check.refuse("start", reason::INVALID_ARGUMENT, "must say what to start");
+        return StartRun::default();
     };
-    if wire.workflow_id.is_empty() {
-        let problem = "must be given: it is what the run is found by";
-        let violation = status::violation("start.workflow_id", reason::INVALID_ARGUMENT, problem);
-        return Err(status::of_violations(vec![violation]));
-    }
-    let unset = wire.conflict_policy == api::ConflictPolicy::Unspecified as i32;
-    let (mut start, _) = request::start(wire, trace)?;
-    if unset {
-        start.conflict = ConflictPolicy::UseExisting;
-    }
-    if start.conflict != ConflictPolicy::UseExisting {
-        let problem = "must be unset or USE_EXISTING";
-        let violation = status::violation("start.conflict_policy", reason::INVALID_ARGUMENT, problem);
-        return Err(status::of_violations(vec![violation]));
-    }
-    Ok(start)
+    check.within("start", |check| {
+        if wire.workflow_id.is_empty() {
+            let problem = "must be given: it is what the run is found by";
+            check.refuse("workflow_id", reason::INVALID_ARGUMENT, problem);
+        }
+        let use_existing = [api::ConflictPolicy::Unspecified, api::ConflictPolicy::UseExisting];
+        let known = api::ConflictPolicy::try_from(wire.conflict_policy);
+        if known.is_ok_and(|policy| !use_existing.contains(&policy)) {
+            check.refuse("conflict_policy", reason::INVALID_ARGUMENT, "must be unset or USE_EXISTING");
+        }
+        let (start, _) = request::start(check, wire, trace);
+        StartRun { conflict: ConflictPolicy::UseExisting, ..start }
+    })
 }
 
 /// A request to the run that a start led to.
@@ -65,12 +61,12 @@ pub(super) async fn signal(
     trace: TraceContext,
 ) -> Result<api::SignalWithStartRunResponse, Status> {
     let api::SignalWithStartRunRequest { start: wire, name, signal_input } = request;
-    let mut start = start(wire, trace)?;
-    runs.declarations.check_start(&runs.engine, &start.namespace, &start.notes).await?;
     let mut check = Check::default();
+    let mut start = start(&mut check, wire, trace);
     let name = check.name("name", name);
     let input = check.payload("signal_input", signal_input);
     check.finish()?;
+    runs.declarations.check_start(&runs.engine, OUTER, &start).await?;
     let signal_id = start.request_id.clone();
     start.first =
         Some(FirstMessage::Signal { name: name.clone(), signal_id: signal_id.clone(), input: input.clone() });
@@ -107,15 +103,16 @@ pub(super) async fn update(
     deadline: Option<Instant>,
 ) -> Result<api::UpdateWithStartRunResponse, Status> {
     let api::UpdateWithStartRunRequest { start: wire, name, input, update_id, wait_for, wait } = request;
-    let mut start = start(wire, trace)?;
-    runs.declarations.check_start(&runs.engine, &start.namespace, &start.notes).await?;
     let mut check = Check::default();
+    let mut start = start(&mut check, wire, trace);
     let name = check.name("name", name);
     let input: Payload = check.payload("input", input);
     let update_id =
         if update_id.is_empty() { start.request_id.clone() } else { check.name("update_id", update_id) };
+    check_wait(&mut check, wait);
     let wanted = Wanted::read(&mut check, wait_for, wait, deadline);
     check.finish()?;
+    runs.declarations.check_start(&runs.engine, OUTER, &start).await?;
     start.first = Some(FirstMessage::Update { update_id: update_id.clone() });
     let mut races = 0;
     let (started, accepted) = loop {

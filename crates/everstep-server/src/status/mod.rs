@@ -222,6 +222,8 @@ pub(crate) fn violation(
     reason: Reason,
     problem: impl Into<String>,
 ) -> FieldViolation {
+    // Part of a field's name may be the caller's: the key of a map. Headers have little room.
+    let field = echo(&field.into());
     FieldViolation { reason: reason.word.to_owned(), ..FieldViolation::new(field, problem) }
 }
 

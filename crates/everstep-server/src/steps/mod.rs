@@ -4,7 +4,7 @@ mod list;
 mod request;
 pub(crate) mod token;
 
-use everstep_core::{CommandBody, Duration};
+use everstep_core::{CommandBody, Duration, Rejection};
 use everstep_engine::Engine;
 use everstep_proto::api::{self, step_service_server::StepService};
 use everstep_store::{AttemptKey, BeatAnswer};
@@ -27,6 +27,16 @@ impl StepApi {
         tokens
             .read(token)
             .ok_or_else(|| status::of(reason::TASK_TOKEN_INVALID, "not a task token of this deployment"))
+    }
+
+    /// Why nobody has the attempt any more.
+    async fn over(&self, AttemptKey { run, step, attempt }: AttemptKey) -> Result<Status, Status> {
+        let run = self.engine.store().get_run(run).await.map_err(|e| status::of_store(&e))?;
+        let closed = run.map(|record| record.row.status).filter(|status| status.is_closed());
+        Ok(status::of_rejection(&match closed {
+            Some(status) => Rejection::RunClosed { status, successor: None },
+            None => Rejection::StaleAttempt { step, attempt },
+        }))
     }
 
     /// Ends an attempt, on behalf of whoever has its token.
@@ -102,10 +112,7 @@ impl StepService for StepApi {
         let cancel_requested = match answer.map_err(|e| status::of_store(&e))? {
             BeatAnswer::Going => false,
             BeatAnswer::Canceled => true,
-            BeatAnswer::Gone => {
-                let over = everstep_core::Rejection::StaleAttempt { step, attempt };
-                return Err(status::of_rejection(&over));
-            }
+            BeatAnswer::Gone => return Err(self.over(key).await?),
         };
         Ok(Response::new(api::HeartbeatStepResponse { cancel_requested }))
     }

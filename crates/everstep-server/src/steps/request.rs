@@ -1,8 +1,9 @@
 //! What the requests of `StepService` say, as core values.
 
 use everstep_core::{CommandBody, OpId, Payload, Resolution, RunId, StepEnd};
-use everstep_proto::wire::{decode_failure, decode_resolution, parse_id};
-use everstep_proto::{InvalidKind, InvalidMessage, api};
+use everstep_proto::api::resolve_step_request::Resolution as Said;
+use everstep_proto::wire::parse_id;
+use everstep_proto::{InvalidKind, InvalidMessage, api, history};
 use everstep_store::DETAILS_BYTES_MAX;
 use tonic::Status;
 
@@ -40,11 +41,26 @@ pub(super) fn resolve(request: api::ResolveStepRequest) -> Result<(RunCall, Comm
     if step_id == 0 {
         check.refuse("step_id", reason::INVALID_ARGUMENT, "must be given; steps count from 1");
     }
-    let resolution: Option<Resolution> = check.take(decode_resolution(resolution).map(Some));
+    let resolution = what_became(&mut check, resolution);
     let note = check.text("note", note, REASON_BYTES_MAX);
     check.finish()?;
-    let resolution = resolution.unwrap_or(Resolution::Retry);
     Ok((call, CommandBody::ResolveStep { step: OpId(step_id), attempt, resolution, note }))
+}
+
+fn what_became(check: &mut Check, wire: Option<Said>) -> Resolution {
+    match wire {
+        Some(Said::Completed(result)) => Resolution::Completed(check.payload("completed", Some(result))),
+        Some(Said::Failed(failure)) => {
+            let failure = check.failure("failed", Some(failure));
+            failure.map_or(Resolution::Retry, Resolution::Failed)
+        }
+        Some(Said::Retry(history::RetryStep {})) => Resolution::Retry,
+        None => {
+            let problem = "must be set: completed, failed or retry";
+            check.refuse("resolution", reason::INVALID_ARGUMENT, problem);
+            Resolution::Retry
+        }
+    }
 }
 
 /// Somebody ends an attempt by its token.
@@ -67,7 +83,7 @@ pub(super) fn complete(request: api::CompleteStepRequest) -> Result<Finish, Stat
 pub(super) fn fail(request: api::FailStepRequest) -> Result<Finish, Status> {
     let api::FailStepRequest { task_token, failure, request_id, identity } = request;
     let mut check = Check::default();
-    let failure = check.take(decode_failure("failure", failure).map(Some));
+    let failure = check.failure("failure", failure);
     let end = StepEnd::Failed(failure.unwrap_or_else(|| everstep_core::Failure::new("", "")));
     finish(check, task_token, end, (request_id, identity))
 }

@@ -127,9 +127,11 @@ pub(super) fn check(hello: api::Hello) -> Result<Hello, Status> {
 
 /// The versions that the worker speaks, both ends included.
 fn protocol(check: &mut Check, protocol_min: u32, protocol_max: u32) -> Result<(), Status> {
-    if protocol_min == 0 || protocol_max < protocol_min {
-        let problem = "must be 1 or more, with protocol_max not below it";
-        check.refuse("hello.protocol_min", reason::INVALID_ARGUMENT, problem);
+    if protocol_min == 0 {
+        check.refuse("hello.protocol_min", reason::INVALID_ARGUMENT, "must be 1 or more");
+    } else if protocol_max < protocol_min {
+        check.refuse("hello.protocol_min", reason::INVALID_ARGUMENT, "must not be above protocol_max");
+        check.refuse("hello.protocol_max", reason::INVALID_ARGUMENT, "must not be below protocol_min");
     } else if !(protocol_min..=protocol_max).contains(&PROTOCOL) {
         let message =
             format!("the worker speaks protocol {protocol_min} to {protocol_max}, the server {PROTOCOL}");
@@ -159,7 +161,13 @@ fn builds(check: &mut Check, builds: Vec<String>) -> Vec<String> {
         return Vec::new();
     }
     let max = everstep_core::limits::NAME_BYTES_MAX;
-    builds.into_iter().enumerate().map(|(i, build)| check.text(format!("{field}[{i}]"), build, max)).collect()
+    let mut one = |(i, build): (usize, String)| {
+        if build.is_empty() {
+            check.refuse(format!("{field}[{i}]"), reason::INVALID_ARGUMENT, "must name a build");
+        }
+        check.text(format!("{field}[{i}]"), build, max)
+    };
+    builds.into_iter().enumerate().map(&mut one).collect()
 }
 
 fn held_runs(check: &mut Check, held: Vec<api::HeldRun>) -> Vec<HeldRun> {

@@ -46,6 +46,7 @@ fn a_census_names_who_is_there_for_nobody() {
             task_queues: words(&["q"]),
             workflow_types: words(&["a"]),
             continues: words(&["1"]),
+            ..Serves::default()
         },
         workers: 1,
     };

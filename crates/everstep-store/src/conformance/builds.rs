@@ -3,10 +3,11 @@
 use everstep_core::{Duration, QueueKey, RunId, TaskRow, Write};
 
 use super::sample::{Sample, commit, new_session, session_row, unique};
+use super::steps::{step_set, step_set_later};
 use super::{Subject, ok};
 use crate::{
-    Administered, AllowedBuild, Change, PageToken, RunFilter, RunWant, Serves, ServingGroup, SessionRow,
-    WaitingFilter, WaitingGroup,
+    Administered, AllowedBuild, Change, PageToken, QueueCensus, QueueWorker, RunFilter, RunWant, Serves,
+    ServesSteps, ServingGroup, SessionRow, WaitingFilter, WaitingGroup, WaitingType,
 };
 
 const MANY: usize = 10_000;
@@ -77,6 +78,55 @@ pub async fn an_impatient_want_need_not_wait(subject: &Subject) {
     assert_eq!(claimed, [looked_at, other], "{} is left to its hint", fresh.0);
 }
 
+/// Goal: a queue is shown with the open sessions that serve it, and with what waits in it by name.
+pub async fn a_queue_knows_who_is_there_and_what_waits(subject: &Subject) {
+    let (store, namespace) = (&*subject.store, unique("ns"));
+    for workflow_type in ["order", "order", "ping"] {
+        waiting(subject, &namespace, workflow_type, "").await;
+    }
+    let sample = Sample::of(subject, &namespace, &unique("order")).await;
+    commit(store, vec![sample.start(None)]).await;
+    let steps = [step_set(&sample, 1), step_set(&sample, 2), step_set_later(&sample, 3)];
+    commit(store, vec![sample.with(2, steps.to_vec())]).await;
+    let of = |task_queue: &str, steps: Option<&str>| Serves {
+        task_queues: if steps.is_none() { words(&["other", task_queue]) } else { Vec::new() },
+        workflow_types: words(&["ping"]),
+        continues: Vec::new(),
+        run_slots: 5,
+        steps: steps.map(|name| ServesSteps {
+            task_queues: words(&[task_queue]),
+            names: words(&[name]),
+            slots: 7,
+        }),
+    };
+    let open = async |identity: &str, namespace: &str, serves: Serves| {
+        let (identity, namespace) = (identity.to_owned(), namespace.to_owned());
+        let row = SessionRow { identity, namespace, serves, ..session_row(new_session(), HOUR) };
+        ok(store.open_session(&row).await);
+        let SessionRow { session_id: session, identity, build_id, serves, .. } = row;
+        QueueWorker { session, identity, build_id, serves }
+    };
+    let steps = open("b", &namespace, of("main", Some("convert"))).await;
+    let runs = open("a", &namespace, of("main", None)).await;
+    open("c", &namespace, of("ma", Some("transcode"))).await;
+    open("d", &unique("ns"), of("main", None)).await;
+    let gone = open("e", &namespace, of("main", None)).await;
+    ok(store.close_session(gone.session).await);
+    let waits = |name: &str, waiting| WaitingType { name: name.to_owned(), waiting };
+    let census = QueueCensus {
+        workers: vec![runs, steps],
+        runs: vec![waits("order", 2), waits("ping", 1)],
+        steps: vec![waits("transcode", 2)],
+    };
+    let queue = |task_queue: &str| QueueKey { task_queue: task_queue.to_owned(), ..sample.queue.clone() };
+    let found = ok(store.queue_census(&queue("main"), MANY).await);
+    assert_eq!(found, census);
+    assert_eq!(found.runs_without_worker("main"), [&waits("order", 2)]);
+    assert_eq!(found.steps_without_worker("main"), [&waits("transcode", 2)]);
+    assert_eq!(ok(store.queue_census(&queue("main"), 1).await).workers.len(), 1);
+    assert_eq!(ok(store.queue_census(&queue("nobody's"), MANY).await), QueueCensus::default());
+}
+
 /// Goal: tasks are counted by what they wait for once they are old enough, and open sessions by what they serve.
 pub async fn a_census_is_taken(subject: &Subject) {
     let (store, namespace) = (&*subject.store, unique("ns"));
@@ -87,6 +137,8 @@ pub async fn a_census_is_taken(subject: &Subject) {
         task_queues: words(&["main", "other"]),
         workflow_types: words(&["ping"]),
         continues: words(&["b0"]),
+        run_slots: 3,
+        steps: None,
     };
     let session = || SessionRow {
         namespace: namespace.clone(),

@@ -132,11 +132,18 @@ pub async fn wake_tables_are_gone_through_in_pages(subject: &Subject) {
     }
 }
 
-/// Goal: blocked runs are counted up to the limit, and a task's age counts the looks that came to nothing.
+/// Goal: blocked runs, and events that others have not heard of, are counted up to the limit, and the age of a task or of
+/// such an event counts the looks that came to nothing.
 pub async fn the_backlog_is_told(subject: &Subject) {
     let (store, secs) = (&*subject.store, Duration::from_secs);
     let sample = started(subject).await;
     let queues = [RunWant::of_queue(sample.queue.clone())];
+    let news = started(subject).await;
+    let untold = async || ok(store.backlog(MANY).await).untold;
+    let others = untold().await;
+    commit(store, vec![news.with(2, vec![Write::OutboxSet { seq: 2 }, Write::OutboxSet { seq: 3 }])]).await;
+    assert_eq!(untold().await, others + 2);
+    assert_eq!(ok(store.backlog(1).await).untold, 1, "no further than the limit");
     commit(store, vec![sample.with(2, vec![Write::TaskSet(TaskRow::of_queue(sample.queue.clone()))])]).await;
     let set = subject.now().await;
     let age = async || ok(store.backlog(MANY).await).oldest_task.unwrap_or_default();
@@ -146,11 +153,17 @@ pub async fn the_backlog_is_told(subject: &Subject) {
         assert_eq!(claimed.len(), 1, "due for a look");
         let waited = age().await;
         assert!(waited >= secs(at_least), "{waited:?}, and a look came after {at_least} s");
+        let found = ok(store.claim_outbox(MANY, MANY).await);
+        assert!(found.contains(&(news.run, vec![2, 3])), "due for a look, too");
+        let waited = ok(store.backlog(MANY).await).oldest_untold.unwrap_or_default();
+        assert!(waited >= secs(at_least), "{waited:?}, and a look came after {at_least} s");
         if at_least == 1 {
             subject.pass(subject.now().await.after(secs(2))).await;
         }
     }
     commit(store, vec![sample.with(3, vec![Write::TaskDeleted])]).await;
+    ok(store.delete_outbox(&[(news.run, 2), (news.run, 3)]).await);
+    assert_eq!(untold().await, others);
     let before = ok(store.backlog(MANY).await).blocked;
     let why = RunRow { status: RunStatus::Blocked, blocked: "why".to_owned(), ..sample.row(4) };
     commit(store, vec![sample.with(4, vec![Write::Run(Box::new(why))])]).await;

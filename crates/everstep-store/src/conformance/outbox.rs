@@ -7,7 +7,7 @@ use super::{Subject, ok};
 use crate::{PageToken, RunFilter, Store};
 
 async fn claimed(store: &dyn Store, runs: &[RunId]) -> Vec<(RunId, Vec<Seq>)> {
-    let mut claimed = ok(store.claim_outbox(MANY).await);
+    let mut claimed = ok(store.claim_outbox(MANY, MANY).await);
     claimed.retain(|(run, _)| runs.contains(run));
     claimed.sort();
     claimed
@@ -40,7 +40,7 @@ pub async fn the_outbox_is_claimed_by_whole_runs(subject: &Subject) {
     ok(store.delete_outbox(&[(b.run, 2), (b.run, 7), (new_run(), 1)]).await);
     subject.pass(subject.now().await.after(secs(5))).await;
     assert_eq!(claimed(store, &runs).await, [(a.run, vec![3])]);
-    assert!(ok(store.count_outbox().await) >= 1);
+    assert!(ok(store.backlog(MANY).await).untold >= 1);
     ok(store.delete_outbox(&[(a.run, 3)]).await);
     ok(store.delete_outbox(&[]).await);
     subject.pass(subject.now().await.after(secs(10))).await;
@@ -62,13 +62,65 @@ pub async fn the_outbox_is_claimed_up_to_a_limit(subject: &Subject) {
     let runs: Vec<RunId> = samples.iter().map(|s| s.run).collect();
     let mut seen = Vec::new();
     while seen.len() < 3 {
-        let some = ok(store.claim_outbox(1).await);
+        let some = ok(store.claim_outbox(1, MANY).await);
         assert_eq!(some.len(), 1, "one run at a time");
         seen.extend(some.into_iter().filter(|(run, _)| runs.contains(run)));
     }
     assert_eq!(seen, runs.iter().map(|run| (*run, vec![1, 2])).collect::<Vec<_>>());
     let all: Vec<(RunId, Seq)> = runs.iter().flat_map(|run| [(*run, 1), (*run, 2)]).collect();
     ok(store.delete_outbox(&all).await);
+}
+
+/// Goal: no more rows are claimed than asked for, and what is left of a run is not claimed before what was claimed of
+/// it is told: a run with any number of rows is told in order.
+pub async fn the_outbox_is_claimed_in_bounded_looks(subject: &Subject) {
+    let (store, sample) = (&*subject.store, started(subject).await);
+    let (rows, look) = (10_000, 2_500);
+    let writes = (1..=rows).map(|seq| Write::OutboxSet { seq }).collect();
+    commit(store, vec![sample.with(2, writes)]).await;
+    let mut at = subject.now().await.after(Duration::from_secs(1));
+    let mut told = 0;
+    while told < rows {
+        subject.pass(at).await;
+        let some = ok(store.claim_outbox(MANY, look).await);
+        at = subject.now().await;
+        let claimed: usize = some.iter().map(|(_, seqs)| seqs.len()).sum();
+        assert!(claimed <= look, "{claimed} rows in a look of {look}");
+        let Some((_, seqs)) = some.into_iter().find(|(run, _)| *run == sample.run) else { continue };
+        let expected: Vec<Seq> = (told + 1..).take(seqs.len()).collect();
+        assert_eq!(seqs, expected, "the first that are left, in order");
+        let next = ok(store.claim_outbox(MANY, look).await);
+        let again = subject.now().await.since(at) >= Duration::from_secs(2);
+        assert!(again || next.iter().all(|(run, _)| *run != sample.run), "what follows does not overtake it");
+        told += seqs.len() as Seq;
+        ok(store.delete_outbox(&seqs.iter().map(|seq| (sample.run, *seq)).collect::<Vec<_>>()).await);
+    }
+}
+
+/// Goal: what a node is telling others of is left to it with all that follows, and for so long; nothing comes earlier
+/// by it.
+pub async fn the_outbox_is_left_to_who_holds_it(subject: &Subject) {
+    let (store, sample, secs) = (&*subject.store, started(subject).await, Duration::from_secs);
+    let set = |seq: Seq| Write::OutboxSet { seq };
+    commit(store, vec![sample.with(2, (2..6).map(set).collect())]).await;
+    let held = subject.now().await;
+    ok(store
+        .hold_outbox(&[(sample.run, 2), (sample.run, 3), (sample.run, 9), (new_run(), 2)], secs(4))
+        .await);
+    subject.pass(held.after(secs(2))).await;
+    let found = claimed(store, &[sample.run]).await;
+    assert!(found.is_empty() || subject.now().await.since(held) >= secs(4), "the first is held: {found:?}");
+    ok(store.delete_outbox(&[(sample.run, 2)]).await);
+    let found = claimed(store, &[sample.run]).await;
+    assert!(found.is_empty() || subject.now().await.since(held) >= secs(4), "so is the next: {found:?}");
+    ok(store.delete_outbox(&[(sample.run, 3)]).await);
+    assert_eq!(claimed(store, &[sample.run]).await, [(sample.run, vec![4, 5])], "what follows was due");
+    let again = subject.now().await;
+    ok(store.hold_outbox(&[(sample.run, 4)], Duration::from_micros(1)).await);
+    let found = claimed(store, &[sample.run]).await;
+    assert!(found.is_empty() || subject.now().await.since(again) >= secs(2), "not earlier than without");
+    ok(store.delete_outbox(&[(sample.run, 4), (sample.run, 5)]).await);
+    ok(store.hold_outbox(&[], secs(4)).await);
 }
 
 /// Goal: a loser of an append writes nothing to the outbox and no link.

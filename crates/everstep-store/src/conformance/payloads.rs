@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use everstep_core::{
     BlockKind, Blocked, ChildClosed, ChildOutcome, ChildScheduled, DetachReason, DoubtPolicy, Duration,
-    Event, EventBody, ExternalAction, ExternalRequested, ExternalTarget, Failure, OpId, ParentClose, Payload,
-    Resolution, ReusePolicy, RunStatus, StepResolved, TimerKey, Timestamp, UpdateOutcome, WorkerInfo,
+    Event, EventBody, ExternalAction, ExternalRequested, ExternalTarget, Failure, Notes, OpId, ParentClose,
+    Payload, Resolution, ReusePolicy, RunId, RunStatus, StepResolved, TimerKey, Timestamp, UpdateOutcome,
+    WorkerInfo,
 };
 
 use super::sample::{commit, history, new_run, new_session, started, step};
 use super::{Subject, ok};
-use crate::PAGE_BYTES_MAX;
+use crate::{HEAD_MAX, Head, PAGE_BYTES_MAX, Store};
 
 /// `len` bytes that no compression makes small, with every value among them.
 fn noise(len: usize, seed: u64) -> Bytes {
@@ -109,6 +110,56 @@ pub async fn pages_are_bounded_by_bytes(subject: &Subject) {
     assert!(bytes_of(&first) <= PAGE_BYTES_MAX && bytes_of(&first) >= input + 1_400 * K);
 }
 
+/// Goal: the first events of many runs are those of each, in order, and whoever reads on from there has all of it.
+pub async fn heads_are_the_first_events_of_each_run(subject: &Subject) {
+    let store = &*subject.store;
+    const K: usize = 1024;
+    let most = HEAD_MAX as u64;
+    let mut runs = vec![(new_run(), 0)];
+    for (steps, sizes) in [
+        (0, &[][..]),
+        (3, &[][..]),
+        (most - 1, &[]),
+        (most, &[]),
+        (most + 30, &[]),
+        (0, &[10, 100 * K, 10]),
+        (0, &[10, 31 * K, 31 * K, 10]),
+        (0, &[2_048 * K, 10]),
+    ] {
+        let sample = started(subject).await;
+        if steps > 0 {
+            commit(store, vec![sample.steps(2, steps)]).await;
+        }
+        for (seq, size) in (2..).zip(sizes) {
+            commit(store, vec![sample.bodies(seq, vec![step(seq, noise(*size, seq))])]).await;
+        }
+        runs.extend([(sample.run, 0), (sample.run, 1), (sample.run, 3), (sample.run, u64::MAX)]);
+    }
+    for asked in [runs.clone(), runs.iter().rev().copied().collect()] {
+        let heads = store.read_heads(&asked).await;
+        assert_eq!(heads.len(), asked.len());
+        for ((run, after), head) in asked.into_iter().zip(heads) {
+            check_head(store, (run, after), ok(head)).await;
+        }
+    }
+    for (run, after) in runs {
+        let mut heads = store.read_heads(&[(run, after)]).await;
+        assert_eq!(heads.len(), 1);
+        check_head(store, (run, after), ok(heads.remove(0))).await;
+    }
+    assert!(store.read_heads(&[]).await.is_empty());
+}
+
+async fn check_head(store: &dyn Store, (run, after): (RunId, u64), head: Head) {
+    let all = history(store, run).await;
+    let rest = &all[usize::try_from(after).unwrap_or(usize::MAX).min(all.len())..];
+    assert!(head.events.len() <= HEAD_MAX);
+    assert!(head.events == rest[..head.events.len()], "run {run} after {after}");
+    assert!(head.more || head.events.len() == rest.len(), "run {run} after {after}: not all, and not said");
+    let small = rest.len() <= HEAD_MAX && bytes_of(rest) < 1_024;
+    assert!(!(small && head.more), "run {run} after {after}: a short history takes one read");
+}
+
 fn bytes_of(page: &[Event]) -> usize {
     page.iter().filter_map(|e| e.body.payload()).map(|p| p.data.len()).sum()
 }
@@ -200,6 +251,7 @@ fn what_runs_tell_each_other(failure: &Failure) -> Vec<EventBody> {
             reuse: ReusePolicy::Reject,
             on_parent_close: ParentClose::Abandon,
             report_start: true,
+            notes: Notes { memo: [("m".to_owned(), Payload::json("\"\0\""))].into(), ..Notes::default() },
         })),
         EventBody::ChildStarted { child: OpId(4), scheduled: 3 },
         EventBody::ChildClosed(Box::new(ChildClosed {

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use everstep_core::{Duration, RunId, TaskRow, Timestamp};
+use everstep_core::{Duration, QueueKey, RunId, TaskRow, Timestamp};
 
 use super::inspect::waited;
 use super::{MemoryStore, Tables, Task};
-use crate::{AllowedBuild, Builds, Census, Error, RunWant, ServingGroup, WaitingGroup};
+use crate::{
+    AllowedBuild, Builds, Census, Error, QueueCensus, QueueWorker, RunWant, ServingGroup, WaitingGroup,
+    WaitingType,
+};
 
 impl Tables {
     /// Sets a run's task.
@@ -74,6 +77,38 @@ impl MemoryStore {
         Census { waiting, serving, allowed: tables.allowed.iter().cloned().collect() }
     }
 
+    /// [`Builds::queue_census`], at once.
+    pub fn queue_census_sync(&self, queue: &QueueKey, limit: usize) -> QueueCensus {
+        let now = (self.clock)();
+        let tables = self.lock();
+        let open = tables.sessions.iter().filter(|(_, (_, _, closed))| !closed);
+        let here = open.filter(|(_, (row, _, _))| {
+            row.namespace == queue.namespace && row.serves.is_for(&queue.task_queue)
+        });
+        let worker = |(&session, (row, _, _)): (_, &(crate::SessionRow, _, _))| QueueWorker {
+            session,
+            identity: row.identity.clone(),
+            build_id: row.build_id.clone(),
+            serves: row.serves.clone(),
+        };
+        let mut runs: BTreeMap<&str, u64> = BTreeMap::new();
+        for task in tables.tasks.values().filter(|task| task.row.queue == *queue) {
+            *runs.entry(&task.row.workflow_type).or_default() += 1;
+        }
+        let most = |counts: BTreeMap<&str, u64>| {
+            let waits = |(name, waiting): (&str, u64)| WaitingType { name: name.to_owned(), waiting };
+            let mut all: Vec<WaitingType> = counts.into_iter().map(waits).collect();
+            all.sort_by_key(|waits| std::cmp::Reverse(waits.waiting));
+            all.truncate(limit);
+            all
+        };
+        let workers = here.map(worker).collect();
+        let steps = most(tables.steps.waiting_names(queue, now));
+        let mut census = QueueCensus { workers, runs: most(runs), steps }.sorted();
+        census.workers.truncate(limit);
+        census
+    }
+
     /// [`Builds::task_of`], at once.
     pub fn task_of_sync(&self, run: RunId) -> Option<TaskRow> {
         self.lock().tasks.get(&run).map(|task| task.row.clone())
@@ -89,6 +124,10 @@ impl MemoryStore {
 impl Builds for MemoryStore {
     async fn census(&self, age: Duration, limit: usize) -> Result<Census, Error> {
         Ok(self.census_sync(age, limit))
+    }
+
+    async fn queue_census(&self, queue: &QueueKey, limit: usize) -> Result<QueueCensus, Error> {
+        Ok(self.queue_census_sync(queue, limit))
     }
 
     async fn task_of(&self, run: RunId) -> Result<Option<TaskRow>, Error> {

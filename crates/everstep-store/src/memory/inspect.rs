@@ -1,12 +1,12 @@
 //! What an operator asks of the in-memory store.
 
 use async_trait::async_trait;
-use everstep_core::{DetachReason, Duration, EventBody, RunId, RunStatus, Seq, TimerKey};
+use everstep_core::{DetachReason, Duration, EventBody, RunId, RunStatus, Seq, TimerKey, Timestamp};
 
 use super::{MemoryStore, Tables};
 use crate::{Backlog, Error, Inspect, LastEvent, WakePage, WakeRows, WakeTable};
 
-/// How long a task has waited that was due for its next look `overdue_micros` ago: see [`Backlog::oldest_task`].
+/// How long a row has waited that was due for its next look `overdue_micros` ago: see [`Backlog::oldest_task`].
 pub(super) fn waited(overdue_micros: i64, claims: u32) -> Duration {
     let pauses: u64 = 1 + (1..=claims).map(|n| (1u64 << n.min(6)).min(60)).sum::<u64>();
     let pauses = i64::try_from(pauses.saturating_mul(1_000_000)).unwrap_or(i64::MAX);
@@ -19,12 +19,22 @@ impl MemoryStore {
         let now = (self.clock)();
         let tables = self.lock();
         let blocked = tables.runs.values().filter(|r| r.status == RunStatus::Blocked).take(limit).count();
-        let mut tasks: Vec<_> = tables.tasks.values().map(|t| (t.next_claim_at, t.claims)).collect();
-        tasks.sort_unstable();
-        let wait = |(due, claims): (everstep_core::Timestamp, u32)| {
-            waited(now.as_micros().saturating_sub(due.as_micros()), claims)
+        let first = |rows: &mut dyn Iterator<Item = (Timestamp, u32)>| {
+            let mut rows: Vec<_> = rows.collect();
+            rows.sort_unstable();
+            rows.truncate(limit);
+            rows
         };
-        Backlog { blocked: blocked as u64, oldest_task: tasks.into_iter().take(limit).map(wait).max() }
+        let wait =
+            |(due, looks): &(Timestamp, u32)| waited(now.as_micros().saturating_sub(due.as_micros()), *looks);
+        let tasks = first(&mut tables.tasks.values().map(|t| (t.next_claim_at, t.claims)));
+        let untold = first(&mut tables.between.untold());
+        Backlog {
+            blocked: blocked as u64,
+            oldest_task: tasks.iter().map(wait).max(),
+            untold: untold.len() as u64,
+            oldest_untold: untold.iter().map(wait).max(),
+        }
     }
 
     /// [`Inspect::wake_page`], at once.

@@ -32,6 +32,11 @@ impl Between {
         self.outbox.remove(&(run, seq));
     }
 
+    /// When each row is due for the next look, and how many it has had.
+    pub(super) fn untold(&self) -> impl Iterator<Item = (Timestamp, u32)> {
+        self.outbox.values().map(|row| (row.next_at, row.tries))
+    }
+
     pub(super) fn link(&mut self, run: RunId, link: &RunLink) {
         self.links.insert(run, link.clone());
     }
@@ -47,33 +52,48 @@ impl Between {
 
 impl MemoryStore {
     /// [`Outbox::claim_outbox`], at once.
-    pub fn claim_outbox_sync(&self, limit: usize) -> Vec<(RunId, Vec<Seq>)> {
+    pub fn claim_outbox_sync(&self, runs: usize, rows: usize) -> Vec<(RunId, Vec<Seq>)> {
         let now = (self.clock)();
         let mut tables = self.lock();
-        let rows = &mut tables.between.outbox;
-        let mut due: Vec<(Timestamp, RunId)> = rows
-            .iter()
-            .filter(|(_, row)| row.next_at <= now)
-            .map(|((run, _), row)| (row.next_at, *run))
-            .collect();
-        due.sort_unstable();
-        let mut runs = BTreeSet::new();
-        for (_, run) in due {
-            if runs.len() == limit {
-                break;
+        let outbox = &mut tables.between.outbox;
+        let mut due = Vec::new();
+        let mut last = None;
+        for ((run, _), first) in outbox.iter() {
+            // The first row of a run stands for it.
+            if last.replace(*run) != Some(*run) && first.next_at <= now {
+                due.push((first.next_at, *run));
             }
-            runs.insert(run);
         }
-        let claim = |run: RunId| {
-            let rows = rows.range_mut((run, 0)..=(run, Seq::MAX));
-            let seqs = rows.map(|((_, seq), row)| {
-                row.tries += 1;
-                row.next_at = now.after(Duration::from_secs(60.min(1 << row.tries.min(6))));
-                *seq
-            });
-            (run, seqs.collect())
-        };
-        runs.into_iter().map(claim).collect()
+        due.sort_unstable();
+        let mut left = rows;
+        let mut claimed = Vec::new();
+        for (_, run) in due.into_iter().take(runs) {
+            let rows = outbox.range_mut((run, 0)..=(run, Seq::MAX)).take(left);
+            let seqs: Vec<Seq> = rows
+                .map(|((_, seq), row)| {
+                    row.tries += 1;
+                    row.next_at = now.after(Duration::from_secs(60.min(1 << row.tries.min(6))));
+                    *seq
+                })
+                .collect();
+            left -= seqs.len();
+            if !seqs.is_empty() {
+                claimed.push((run, seqs));
+            }
+        }
+        claimed.sort_unstable();
+        claimed
+    }
+
+    /// [`Outbox::hold_outbox`], at once.
+    pub fn hold_outbox_sync(&self, held: &[(RunId, Seq)], hold: Duration) {
+        let until = (self.clock)().after(hold);
+        let mut tables = self.lock();
+        for key in held {
+            if let Some(row) = tables.between.outbox.get_mut(key) {
+                row.next_at = row.next_at.max(until);
+            }
+        }
     }
 
     /// [`Outbox::delete_outbox`], at once.
@@ -92,17 +112,18 @@ impl MemoryStore {
 
 #[async_trait]
 impl Outbox for MemoryStore {
-    async fn claim_outbox(&self, limit: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
-        Ok(self.claim_outbox_sync(limit))
+    async fn claim_outbox(&self, runs: usize, rows: usize) -> Result<Vec<(RunId, Vec<Seq>)>, Error> {
+        Ok(self.claim_outbox_sync(runs, rows))
+    }
+
+    async fn hold_outbox(&self, held: &[(RunId, Seq)], hold: Duration) -> Result<(), Error> {
+        self.hold_outbox_sync(held, hold);
+        Ok(())
     }
 
     async fn delete_outbox(&self, heard: &[(RunId, Seq)]) -> Result<(), Error> {
         self.delete_outbox_sync(heard);
         Ok(())
-    }
-
-    async fn count_outbox(&self) -> Result<u64, Error> {
-        Ok(self.lock().between.outbox.len() as u64)
     }
 
     async fn run_links(&self, runs: &[RunId]) -> Result<Vec<(RunId, RunLink)>, Error> {

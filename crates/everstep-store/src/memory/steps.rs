@@ -8,11 +8,8 @@ use everstep_core::{Duration, EventBody, OpId, Payload, QueueKey, RunId, Session
 use super::{MemoryStore, Tables};
 use crate::{
     AttemptKey, Beat, BeatAnswer, ClaimId, ClaimKey, ClaimRow, DueSteps, Error, QueueLimits, QueueRecord,
-    StepClaim, StepClaims, StepClock, StepFilter, StepRecord, StepState, StepWant, Steps,
+    QueueRoom, StepClaim, StepClaims, StepClock, StepFilter, StepRecord, StepState, StepWant, Steps,
 };
-
-/// When it is worth to ask again, while as many run as may.
-const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) struct StepTables {
@@ -114,6 +111,19 @@ impl StepTables {
         self.rows.retain(|(of, _), _| *of != run);
     }
 
+    /// Names of the steps of a queue that a worker may take, and how many there are.
+    pub(super) fn waiting_names(&self, queue: &QueueKey, now: Timestamp) -> BTreeMap<&str, u64> {
+        let waits = |row: &&StepRow| {
+            let task = &row.task;
+            row.claimed.is_none() && task.queue == *queue && task.visible_at <= now && !task.canceled
+        };
+        let mut names: BTreeMap<&str, u64> = BTreeMap::new();
+        for row in self.rows.values().filter(waits) {
+            *names.entry(&row.task.name).or_default() += 1;
+        }
+        names
+    }
+
     /// The run of each row, sorted.
     pub(super) fn runs(&self) -> Vec<RunId> {
         self.rows.keys().map(|(run, _)| *run).collect()
@@ -129,26 +139,17 @@ impl StepTables {
         self.rows.values().filter(|row| row.claimed.is_some() && row.task.queue == *queue).count()
     }
 
-    /// How many attempts the limits of a queue leave room for, and when more.
-    fn room(&mut self, queue: &QueueKey, now: Timestamp) -> (usize, Option<Timestamp>) {
+    /// What the limits of a queue leave.
+    fn room(&mut self, queue: &QueueKey, now: Timestamp) -> QueueRoom {
         let running = self.running(queue);
-        let Some(limited) = self.limits.get_mut(&key_of(queue)) else { return (usize::MAX, None) };
-        let mut room = (usize::MAX, None);
+        let Some(limited) = self.limits.get_mut(&key_of(queue)) else { return QueueRoom::ENDLESS };
         if let Some(rate) = limited.limits.max_per_second {
             let grown = limited.tokens + now.since(limited.refilled_at).as_secs_f64() * rate;
             limited.tokens = grown.min(f64::from(limited.limits.burst));
             limited.refilled_at = now;
-            let whole = limited.tokens.floor();
-            let missing = Duration::from_micros(((whole + 1.0 - limited.tokens) / rate * 1e6).ceil() as u64);
-            room = (whole as usize, Some(now.after(missing)));
         }
-        if let Some(max) = limited.limits.max_running {
-            let free = (max as usize).saturating_sub(running);
-            if free < room.0 {
-                room = (free, Some(now.after(AGAIN)));
-            }
-        }
-        room
+        let room = QueueRoom::by_rate(&limited.limits, limited.tokens, now);
+        limited.limits.max_running.map_or(room, |max| room.by_count(max, running, now))
     }
 
     fn current(&mut self, key: ClaimKey) -> Option<&mut StepRow> {
@@ -164,7 +165,7 @@ fn key_of(queue: &QueueKey) -> (String, String) {
 impl Tables {
     fn claim_steps(&mut self, want: &StepWant, limit: usize, now: Timestamp) -> StepClaims {
         let open = self.sessions.get(&want.session).is_some_and(|(_, _, closed)| !closed);
-        let (room, again) = self.steps.room(&want.queue, now);
+        let room = self.steps.room(&want.queue, now);
         let mut fitting: Vec<_> = self
             .steps
             .rows
@@ -173,7 +174,7 @@ impl Tables {
             .map(|(key, row)| (row.task.priority, row.task.visible_at, *key))
             .collect();
         fitting.sort_unstable();
-        fitting.truncate(limit.min(room));
+        fitting.truncate(limit.min(room.free));
         let mut claims = Vec::new();
         for (_, _, (run, step)) in &fitting {
             let Some(row) = self.steps.rows.get_mut(&(*run, *step)) else { continue };
@@ -198,7 +199,7 @@ impl Tables {
         if let Some(limited) = self.steps.limits.get_mut(&key_of(&want.queue)) {
             limited.tokens -= fitting.len() as f64;
         }
-        StepClaims { claims, again: again.filter(|_| room < limit && fitting.len() == room) }
+        StepClaims { claims, again: room.again_after(limit, fitting.len()) }
     }
 
     fn due_steps(&mut self, limit: usize, claim: Duration, now: Timestamp) -> DueSteps {

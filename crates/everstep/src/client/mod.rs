@@ -30,7 +30,9 @@ use uuid::Uuid;
 pub use builds::{Builds, CheckStream, CheckVerdict, CheckedHistory, HistoryCheck};
 pub use handle::{HistoryStream, RunDescription, RunHandle};
 pub use namespaces::{AttributeFilter, Comparison, NamespaceDescription, NamespaceUpdate};
-pub use queues::{QueueDescription, QueueLimits, QueuePage, QueuedStep, QueuedStepPage};
+pub use queues::{
+    QueueDescription, QueueLimits, QueuePage, QueueWorker, QueuedStep, QueuedStepPage, WaitingType,
+};
 pub use request::RunRequest;
 pub use steps::{StepInDoubt, StepPage, StepResolution};
 pub use update::{UpdateHandle, UpdateRequest};

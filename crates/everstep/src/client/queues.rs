@@ -2,7 +2,7 @@
 
 use everstep_core::{RunId, SessionId, Timestamp};
 use everstep_proto::api::queue_service_client::QueueServiceClient;
-use everstep_proto::api::{self, StepState};
+use everstep_proto::api::{self, StepState, waiting_type::Kind};
 use everstep_proto::wire;
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -52,6 +52,56 @@ pub struct QueueDescription {
     pub oldest_waiting: Option<Timestamp>,
     /// Runs that wait for a worker.
     pub runs_waiting: u64,
+    /// Connected workers that serve it, at most 1000. Only [`Client::queue`] looks for them.
+    pub workers: Vec<QueueWorker>,
+    /// What waits in it, and none of its workers has. Only [`Client::queue`] looks for it.
+    pub types_without_worker: Vec<WaitingType>,
+}
+
+/// A connected worker that serves a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueWorker {
+    /// Its session.
+    pub session: SessionId,
+    /// Which worker.
+    pub identity: String,
+    /// Which code it runs.
+    pub build_id: String,
+    /// Runs that it holds at one time, of all its queues together; 0 when it takes none from this queue.
+    pub run_slots: u32,
+    /// Attempts of queued steps that it ran at one time when it connected; 0 when it takes none.
+    pub step_slots: u32,
+}
+
+/// What a queue lacks a worker for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingType {
+    /// The workflow type, or the step's name.
+    pub name: String,
+    /// Queued steps wait, and not runs.
+    pub is_step: bool,
+    /// How many.
+    pub waiting: u64,
+}
+
+impl QueueWorker {
+    fn decode(worker: api::QueueWorker) -> Result<Self, ClientError> {
+        let api::QueueWorker { session_id, identity, build_id, run_slots, step_slots } = worker;
+        let session = wire::parse_id("session_id", &session_id).map_err(protocol)?;
+        Ok(Self { session, identity, build_id, run_slots, step_slots })
+    }
+}
+
+impl WaitingType {
+    /// One of a kind that a newer server knows is left out.
+    fn decode(waits: api::WaitingType) -> Option<Self> {
+        let api::WaitingType { kind, waiting } = waits;
+        let (name, is_step) = match kind? {
+            Kind::WorkflowType(name) => (name, false),
+            Kind::Step(name) => (name, true),
+        };
+        Some(Self { name, is_step, waiting })
+    }
 }
 
 impl QueueDescription {
@@ -74,6 +124,8 @@ impl QueueDescription {
             steps_later,
             oldest_waiting: oldest.map_err(protocol)?,
             runs_waiting,
+            workers: Vec::new(),
+            types_without_worker: Vec::new(),
         })
     }
 }
@@ -160,7 +212,7 @@ impl Client {
         QueueServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
-    /// A queue as it stands.
+    /// A queue as it stands, with who serves it and what waits in vain.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -172,7 +224,13 @@ impl Client {
             async move { queues.get_queue(request).await }
         })
         .await?;
-        QueueDescription::decode(found.queue.unwrap_or_default())
+        let api::GetQueueResponse { queue, workers, types_without_worker } = found;
+        let queue = QueueDescription::decode(queue.unwrap_or_default())?;
+        Ok(QueueDescription {
+            workers: workers.into_iter().map(QueueWorker::decode).collect::<Result<_, _>>()?,
+            types_without_worker: types_without_worker.into_iter().filter_map(WaitingType::decode).collect(),
+            ..queue
+        })
     }
 
     /// One page of queues in which something waits or runs, or that have a limit; give the token of the page before,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use everstep_proto::api::update_run_response::Outcome;
 use everstep_proto::{api, wire};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -79,6 +80,55 @@ impl<R: DeserializeOwned> Start<R> {
         O: DeserializeOwned,
         I: Serialize + ?Sized,
     {
+        let (handle, outcome) = self.ask((name, update, input), api::UpdateStage::Completed, WAIT).await?;
+        match outcome {
+            Some(outcome) => value(outcome),
+            None => handle.result().await,
+        }
+    }
+
+    /// As [`update_with_start`](Self::update_with_start), but gives the update as soon as the run's code has agreed to it
+    /// and that is recorded. Waits for that at most so long; the server caps it at 60 s.
+    ///
+    /// ```no_run
+    /// # async fn example(client: everstep::Client) -> Result<(), everstep::UpdateError> {
+    /// # use std::time::Duration;
+    /// let cart = client.workflow::<()>("cart").workflow_id("cart/7");
+    /// let adding = cart.start_with_update::<u32, _>("add", &5, &(), Duration::from_secs(10)).await?;
+    /// let (run, total) = (adding.run_id(), adding.result().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClientError`]: as [`UpdateRequest::start`](super::UpdateRequest::start), and as
+    /// [`signal_with_start`](Self::signal_with_start).
+    pub async fn start_with_update<O, I>(
+        self,
+        name: &str,
+        update: &(impl Serialize + ?Sized),
+        input: &I,
+        wait: Duration,
+    ) -> Result<UpdateHandle<O>, ClientError>
+    where
+        O: DeserializeOwned,
+        I: Serialize + ?Sized,
+    {
+        let (handle, _) = self.ask((name, update, input), api::UpdateStage::Accepted, wait).await?;
+        Ok(handle)
+    }
+
+    /// Sends it, and waits for the stage; gives the answer if there is one by then.
+    async fn ask<O, I>(
+        self,
+        (name, update, input): (&str, &(impl Serialize + ?Sized), &I),
+        stage: api::UpdateStage,
+        wait: Duration,
+    ) -> Result<(UpdateHandle<O>, Option<Outcome>), ClientError>
+    where
+        O: DeserializeOwned,
+        I: Serialize + ?Sized,
+    {
         let update = payload::encode(update).map_err(|e| ClientError::Payload(e.to_string()))?;
         let (client, start) = self.with_input(input)?;
         let update_id = start.request_id.clone();
@@ -87,20 +137,16 @@ impl<R: DeserializeOwned> Start<R> {
             name: name.to_owned(),
             input: Some(wire::encode_payload(&update)),
             update_id: String::new(),
-            wait_for: api::UpdateStage::Completed.into(),
-            wait: Some(wire::encode_duration(WAIT.into())),
+            wait_for: stage.into(),
+            wait: Some(wire::encode_duration(wait.into())),
         };
         let answer = retrying(|| {
             let (mut runs, request) = (client.runs(), traced(request.clone()));
             async move { runs.update_with_start_run(request).await }
         })
         .await?;
-        match answer.update.and_then(|update| update.outcome) {
-            Some(outcome) => value(outcome),
-            None => {
-                let run = client.run_ref(answer.run_id, String::new());
-                UpdateHandle::new(client, run, update_id).result().await
-            }
-        }
+        let run = client.run_ref(answer.run_id, String::new());
+        let outcome = answer.update.and_then(|update| update.outcome);
+        Ok((UpdateHandle::new(client, run, update_id), outcome))
     }
 }

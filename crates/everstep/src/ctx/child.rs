@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::command::CommandOp;
 use super::external::ExternalOp;
 use super::{Ctx, Shared};
-use crate::{ChildError, payload};
+use crate::{ChildError, IntoAttribute, payload};
 
 /// What a child's events have said.
 #[derive(Clone, Debug, Default)]
@@ -125,6 +125,7 @@ impl Ctx {
                 reuse: ReusePolicy::default(),
                 on_parent_close: ParentClose::default(),
                 report_start: false,
+                notes: everstep_core::Notes::default(),
             };
             CommandOp::new(CommitCommand::StartChild(Box::new(scheduled)), None)
         });
@@ -162,6 +163,34 @@ impl<R> Child<R> {
     /// Starts the child over when it fails, as a new run. This workflow hears of the last one only.
     pub fn retry(self, policy: RetryPolicy) -> Self {
         self.set(|child| child.retry = Some(policy))
+    }
+
+    /// Sets a search attribute of the child, which lists find it by from its start; no value sets nothing. One that the
+    /// namespace has not declared, or with another type, is shown but not found.
+    ///
+    /// ```
+    /// # use everstep::{ChildError, Ctx};
+    /// # async fn example(ctx: Ctx) -> Result<u64, ChildError> {
+    /// let parcel = ctx.child::<u64>("ship", 10).attribute("customer", "acme").memo("note", &"fragile");
+    /// parcel.await
+    /// # }
+    /// ```
+    pub fn attribute(self, name: impl Into<String>, value: impl IntoAttribute) -> Self {
+        match value.into_attribute() {
+            Some(value) => self.set(|child| drop(child.notes.attributes.insert(name.into(), value))),
+            None => self,
+        }
+    }
+
+    /// Says something about the child that is shown with it.
+    pub fn memo<T: Serialize + ?Sized>(mut self, name: impl Into<String>, value: &T) -> Self {
+        match payload::encode_checked(value) {
+            Ok(value) => self.set(|child| drop(child.notes.memo.insert(name.into(), value))),
+            Err((kind, problem)) => {
+                self.op.refused.get_or_insert_with(|| Failure::new(kind, problem).non_retryable());
+                self
+            }
+        }
     }
 
     /// What becomes of the child when this workflow ends first. Default: it is stopped by force.
@@ -306,7 +335,8 @@ fn problem(child: &ChildScheduled) -> Option<String> {
     let names = validate_name("workflow_type", &child.workflow_type)
         .and_then(|()| named("workflow_id", &child.workflow_id))
         .and_then(|()| named("task_queue", &child.task_queue))
-        .and_then(|()| child.retry.as_ref().map_or(Ok(()), RetryPolicy::validate));
+        .and_then(|()| child.retry.as_ref().map_or(Ok(()), RetryPolicy::validate))
+        .and_then(|()| child.notes.check());
     if let Err(refused) = names {
         return Some(refused.to_string());
     }

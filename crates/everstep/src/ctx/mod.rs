@@ -65,6 +65,12 @@ pub struct RunInfo {
     pub task_queue: String,
     /// When it was started (database time).
     pub started_at: DateTime<Utc>,
+    /// Which attempt of a run with a retry policy this is, from 1.
+    pub attempt: u32,
+    /// The run whose workflow started it as its child.
+    pub parent: Option<RunId>,
+    /// The run that it follows: one that continued as new, or failed and is tried again.
+    pub previous: Option<RunId>,
 }
 
 impl Ctx {

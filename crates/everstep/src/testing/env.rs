@@ -58,7 +58,7 @@ impl Default for TestEnv {
 impl fmt::Debug for TestEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TestEnv")
-            .field("workflows", &self.engine.workflows.keys())
+            .field("workflows", &self.engine.builds.types())
             .field("mocks", &self.engine.mocks)
             .field("now", &self.now())
             .finish_non_exhaustive()
@@ -82,7 +82,7 @@ impl TestEnv {
         F: Fn(Ctx, I) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<O, WorkflowError>> + Send + 'static,
     {
-        self.engine.workflows.insert(name.into(), workflow_factory(workflow));
+        self.engine.builds.host(name.into(), workflow_factory(workflow), false);
         self
     }
 
@@ -273,8 +273,8 @@ impl TestEnv {
         self.engine.effects()
     }
 
-    pub(super) fn workflow(&self, name: &str) -> Option<&WorkflowFactory> {
-        self.engine.workflows.get(name)
+    pub(super) fn workflow(&self, run: RunId) -> Result<&WorkflowFactory, Error> {
+        self.engine.builds.code_of(self.engine.run(run)?).ok_or(Error::UnknownRun(run))
     }
 
     pub(super) fn new_update_id(&mut self) -> String {
@@ -311,6 +311,8 @@ impl TestEnv {
 
     /// Lets time pass until the run ends.
     pub(super) async fn finish(&mut self, run: RunId) -> Result<(), Error> {
+        // What was deployed a moment ago may take the run.
+        self.settle().await?;
         loop {
             let run = self.latest(run);
             match self.status(run)? {
@@ -319,26 +321,31 @@ impl TestEnv {
                 _ => {}
             }
             if !self.engine.turn().await? {
-                let doubts = self.engine.run(run)?.doubts();
-                let hint = match (doubts.first(), self.engine.unserved(run)) {
-                    (Some(doubt), _) => format!("step '{}' is in doubt, see resolve_step", doubt.name),
-                    (None, Some(step)) => {
-                        format!("queued step '{step}' waits: see register_step, mock and complete_step")
-                    }
-                    (None, None) => "signal or cancel it".to_owned(),
-                };
-                return Err(Error::Stuck { hint });
+                return Err(Error::Stuck { hint: self.what_helps(run)? });
             }
         }
+    }
+
+    /// What a test can do for a run that waits for ever.
+    fn what_helps(&self, run: RunId) -> Result<String, Error> {
+        if let Some(build) = self.waits_for_build(run)? {
+            return Ok(format!("it waits for build '{build}', see deploy, continues and allow_build"));
+        }
+        let doubts = self.engine.run(run)?.doubts();
+        Ok(match (doubts.first(), self.engine.unserved(run)) {
+            (Some(doubt), _) => format!("step '{}' is in doubt, see resolve_step", doubt.name),
+            (None, Some(step)) => {
+                format!("queued step '{step}' waits: see register_step, mock and complete_step")
+            }
+            (None, None) => "signal or cancel it".to_owned(),
+        })
     }
 
     /// Holds the history of the run, and of those that follow it, against the code.
     pub(super) fn check_replay(&self, run: RunId) -> Result<(), Error> {
         for run in self.engine.chain(run) {
             let history = self.engine.history(run)?;
-            if let Some(workflow) = self.engine.workflows.get(&self.engine.run(run)?.start().workflow_type) {
-                replayer::check(&history, workflow)?;
-            }
+            replayer::check(&history, self.workflow(run)?)?;
         }
         Ok(())
     }

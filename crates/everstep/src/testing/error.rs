@@ -19,6 +19,14 @@ pub enum Error {
         /// Those that are.
         known: String,
     },
+    /// There are no workers of the build.
+    #[error("no build '{id}' was deployed; there are: {known}")]
+    UnknownBuild {
+        /// As asked.
+        id: String,
+        /// Those that were.
+        known: String,
+    },
     /// The run was not started here.
     #[error("run {0} was not started in this environment")]
     UnknownRun(RunId),
@@ -36,6 +44,9 @@ pub enum Error {
         /// Why.
         failure: Box<Failure>,
     },
+    /// The run's code refuses a query. Nothing was written.
+    #[error("the query failed: {}: {}", .0.kind, .0.message)]
+    QueryFailed(Box<Failure>),
     /// The run's code does not agree to an update. Nothing was written.
     #[error("the update is rejected: {}: {}", .0.kind, .0.message)]
     UpdateRejected(Box<Failure>),
@@ -66,12 +77,13 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
-    /// Why the run ended or the update came to nothing, if that is what this says.
+    /// Why the run ended, or the update or query came to nothing, if that is what this says.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
-            Self::Ended { failure, .. } | Self::UpdateRejected(failure) | Self::UpdateFailed(failure) => {
-                Some(failure)
-            }
+            Self::Ended { failure, .. }
+            | Self::UpdateRejected(failure)
+            | Self::UpdateFailed(failure)
+            | Self::QueryFailed(failure) => Some(failure),
             _ => None,
         }
     }

@@ -157,6 +157,14 @@ impl Faults {
         Some(if dice.below(3) == 0 { -(by / 60) } else { by })
     }
 
+    /// One of so many, all of which would do: the first where nothing goes wrong.
+    pub(super) fn pick(&mut self, of: usize) -> usize {
+        match &mut self.dice {
+            Some(dice) if of > 1 => usize::try_from(dice.below(of as u64)).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     /// Runs that only wait are let go of, so that each wake is a replay.
     pub(super) fn parks(&self) -> bool {
         self.dice.as_ref().is_some_and(|dice| dice.parks)

@@ -31,6 +31,7 @@ pub struct Mock {
     /// `None` for the step's own closure.
     answer: Option<Answer>,
     fails_first: Option<(u32, Failure)>,
+    silent_first: u32,
     takes: Duration,
 }
 
@@ -39,6 +40,7 @@ impl fmt::Debug for Mock {
         f.debug_struct("Mock")
             .field("real", &self.answer.is_none())
             .field("fails_first", &self.fails_first)
+            .field("silent_first", &self.silent_first)
             .field("takes", &self.takes)
             .finish()
     }
@@ -68,7 +70,7 @@ impl Mock {
 
     /// The step's own closure runs: for what [`fails_first`](Self::fails_first) and [`takes`](Self::takes) add.
     pub fn real() -> Self {
-        Self { answer: None, fails_first: None, takes: Duration::ZERO }
+        Self { answer: None, fails_first: None, silent_first: 0, takes: Duration::ZERO }
     }
 
     /// The first so many attempts of each step fail with `error`.
@@ -77,8 +79,22 @@ impl Mock {
         self
     }
 
+    /// The first so many attempts of each queued step have their effect, and then neither beat nor end: their worker
+    /// hangs. [`heartbeat`](crate::Queued::heartbeat) or [`start_to_close`](crate::Queued::start_to_close) of the step finds
+    /// that, and the next attempt gets what the code last said. Nothing for an inline step.
+    ///
+    /// ```
+    /// # use everstep::testing::Mock;
+    /// let hangs_once = Mock::real().silent_first(1);
+    /// ```
+    pub fn silent_first(mut self, attempts: u32) -> Self {
+        self.silent_first = attempts;
+        self
+    }
+
     /// How long each attempt takes, in virtual time. One that takes longer than the step's timeout has had its
-    /// effect and ends as failed with kind `StepTimeout`.
+    /// effect and ends as failed with kind `StepTimeout`. It beats meanwhile: see [`silent_first`](Self::silent_first) for
+    /// one that does not.
     pub fn takes(mut self, time: Duration) -> Self {
         self.takes = time;
         self
@@ -101,6 +117,11 @@ impl Mock {
     /// Whether it stands in for the step, and so for its probe.
     pub(super) fn answers(&self) -> bool {
         self.answer.is_some()
+    }
+
+    /// Whether the attempt is not heard of again.
+    pub(super) fn goes_silent(&self, info: &StepInfo) -> bool {
+        info.attempt <= self.silent_first
     }
 
     pub(super) fn time(&self) -> Duration {

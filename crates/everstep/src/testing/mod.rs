@@ -7,10 +7,10 @@
 //! [`simulate`] plays a [`Scenario`] again and again, each time with other crashes, delays, repeats and jumps of
 //! the clock, all of them drawn from one seed. [`Replayer`] holds stored histories against the code of today.
 //!
-//! The guide with examples is `docs/testing.md`. What is *not* here: the network, databases, and two builds of a
-//! worker at a time. Steps run one after the other, whatever the workflow awaits at once: a step that waits for
+//! The guide with examples is `docs/testing.md`. What is *not* here: the network and databases. Steps run one after the other, whatever the workflow awaits at once: a step that waits for
 //! another one's doing waits for ever.
 
+mod builds;
 mod effects;
 mod engine;
 mod env;
@@ -23,6 +23,7 @@ mod replayer;
 mod scenario;
 mod simulate;
 mod updates;
+mod with_start;
 
 pub use effects::{Effect, Effects};
 pub use env::TestEnv;

@@ -12,8 +12,9 @@ impl TestEnv {
     /// Has a worker for a queued step, as [`WorkerBuilder::register_step`](crate::WorkerBuilder::register_step) does. A
     /// [`mock`](Self::mock) of its name stands in for it, and for one that is not registered.
     ///
-    /// An attempt runs as a whole at one instant: its heartbeats are kept for the next attempt, and none is missed. Code
-    /// that waits for [`StepCtx::canceled`] would wait for ever; a step that is canceled before a worker takes it ends.
+    /// An attempt runs as a whole at one instant: its heartbeats are kept for the next attempt, and none is missed but by
+    /// [`Mock::silent_first`](super::Mock::silent_first). Code that waits for [`StepCtx::canceled`] would wait for ever; a step
+    /// that is canceled before a worker takes it ends.
     ///
     /// ```
     /// use everstep::testing::TestEnv;
@@ -69,6 +70,24 @@ impl TestEnv {
         let result = encoded(result).map_err(Error::Payload)?;
         self.engine.end_queued(run, step, StepEnd::Completed(result))?;
         self.settle().await
+    }
+
+    /// Says how far the present attempt of the run's queued step of this name is, and that it lives, as whoever has its
+    /// [`task_token`](StepCtx::task_token) does: for an attempt that said [`complete_later`](StepCtx::complete_later). True
+    /// when nobody wants it any more.
+    ///
+    /// # Errors
+    /// As [`complete_step`](Self::complete_step), also when no such attempt is under way.
+    pub async fn heartbeat_step<D: Serialize + ?Sized>(
+        &mut self,
+        run: RunId,
+        step: &str,
+        details: &D,
+    ) -> Result<bool, Error> {
+        let details = encoded(details).map_err(Error::Payload)?;
+        let stop = self.engine.beat_queued(run, step, details)?;
+        self.settle().await?;
+        Ok(stop)
     }
 
     /// As [`complete_step`](Self::complete_step), as failed.

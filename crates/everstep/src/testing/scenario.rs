@@ -23,6 +23,7 @@ pub struct Scenario {
     pub(super) workflow_type: String,
     pub(super) input: Result<Payload, String>,
     pub(super) workflow_id: Option<String>,
+    pub(super) request_id: Option<String>,
     pub(super) run_timeout: Option<Duration>,
     pub(super) start_delay: Option<Duration>,
     pub(super) retry: Option<RetryPolicy>,
@@ -43,6 +44,7 @@ impl Scenario {
             workflow_type: workflow.into(),
             input: encoded(input),
             workflow_id: None,
+            request_id: None,
             run_timeout: None,
             start_delay: None,
             retry: None,
@@ -53,6 +55,13 @@ impl Scenario {
     /// The run's business key. Default: one that nobody else has.
     pub fn workflow_id(mut self, id: impl Into<String>) -> Self {
         self.workflow_id = Some(id.into());
+        self
+    }
+
+    /// The caller's id of the start: the same id starts one run of the workflow id only. Default: one that nobody
+    /// else has.
+    pub fn request_id(mut self, id: impl Into<String>) -> Self {
+        self.request_id = Some(id.into());
         self
     }
 

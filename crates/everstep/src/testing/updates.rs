@@ -1,4 +1,5 @@
-//! Updates of runs under test: the code is asked as a server would have it asked, from the recorded history.
+//! Updates and queries of runs under test: the code is asked as a server would have it asked, from the recorded
+//! history.
 
 use everstep_core::{CommandBody, EventBody, Payload, RunId, UpdateOutcome};
 use serde::Serialize;
@@ -67,16 +68,32 @@ impl TestEnv {
         name: &str,
         input: &(impl Serialize + ?Sized),
     ) -> Result<String, Error> {
+        let id = self.new_update_id();
+        self.start_update_with_id(run, &id, name, input).await?;
+        Ok(id)
+    }
+
+    /// As [`start_update`](Self::start_update), with an id of the caller's: a second update with the same id is the same
+    /// one.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update), and [`Error::Refused`] when the id was used with another input.
+    pub async fn start_update_with_id(
+        &mut self,
+        run: RunId,
+        id: &str,
+        name: &str,
+        input: &(impl Serialize + ?Sized),
+    ) -> Result<(), Error> {
         let run = self.latest(run);
         let input = encoded(input).map_err(Error::Payload)?;
-        if !self.status(run)?.is_closed() {
+        let known = self.folded(run)?.update(id).is_some();
+        if !known && !self.status(run)?.is_closed() {
             self.validate(run, name, &input)?;
         }
-        let id = self.new_update_id();
         let seen = self.folded(run)?.seq();
-        let (update_id, name) = (id.clone(), name.to_owned());
-        self.ask(run, CommandBody::AcceptUpdate { update_id, name, input, seen }).await?;
-        Ok(id)
+        let (update_id, name) = (id.to_owned(), name.to_owned());
+        self.ask(run, CommandBody::AcceptUpdate { update_id, name, input, seen }).await
     }
 
     /// Lets time pass until the run's code has answered an update.
@@ -102,22 +119,73 @@ impl TestEnv {
         }
     }
 
+    /// Asks the run's code for a value, as it stands after all that is recorded. Time does not pass, and nothing is
+    /// recorded; a closed run answers too.
+    ///
+    /// ```
+    /// use everstep::testing::{Error, TestEnv};
+    /// use everstep::{Ctx, WorkflowError};
+    ///
+    /// async fn trip(ctx: Ctx, (): ()) -> Result<(), WorkflowError> {
+    ///     let place = ctx.state("home".to_owned());
+    ///     ctx.on_query("place", {
+    ///         let place = place.clone();
+    ///         move |(): ()| Ok(place.get())
+    ///     });
+    ///     place.set(ctx.signal("at").await?);
+    ///     ctx.signal::<()>("back").await?;
+    ///     Ok(())
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let mut env = TestEnv::new().register("trip", trip);
+    /// let run = env.start("trip", &()).await?;
+    /// assert_eq!(env.query::<String>(run, "place", &())?, "home");
+    /// env.signal(run, "at", "sea").await?;
+    /// assert_eq!(env.query::<String>(run, "place", &())?, "sea");
+    /// assert!(matches!(env.query::<String>(run, "weather", &()), Err(Error::QueryFailed(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::QueryFailed`], [`Error::Blocked`], [`Error::Payload`] when the answer is not an `O`,
+    /// [`Error::UnknownRun`].
+    pub fn query<O: DeserializeOwned>(
+        &self,
+        run: RunId,
+        name: &str,
+        input: &(impl Serialize + ?Sized),
+    ) -> Result<O, Error> {
+        let input = encoded(input).map_err(Error::Payload)?;
+        let machine = self.replayed(self.latest(run))?;
+        let answer = machine.query(name).and_then(|handler| handlers::answer(&handler, input));
+        let value = answer.map_err(|failure| Error::QueryFailed(Box::new(failure)))?;
+        payload::decode(&value).map_err(|e| Error::Payload(e.to_string()))
+    }
+
     /// Whether the code agrees, as the history stands.
     fn validate(&self, run: RunId, name: &str, input: &Payload) -> Result<(), Error> {
+        let machine = self.replayed(run)?;
+        let checked = machine.validator(name).and_then(|check| handlers::answer(&check, input.clone()));
+        checked.map(|_| ()).map_err(|failure| Error::UpdateRejected(Box::new(failure)))
+    }
+
+    /// The code, at the end of the history as it stands.
+    fn replayed(&self, run: RunId) -> Result<Machine, Error> {
         let history = self.history(run)?;
         let events = history.events();
         let Some((first, EventBody::RunStarted(start))) = events.first().map(|e| (e, &e.body)) else {
             return Err(Error::UnknownRun(run));
         };
-        let Some(workflow) = self.workflow(&start.workflow_type) else { return Err(Error::UnknownRun(run)) };
-        let mut machine = Machine::new(run, start, first.at, workflow, Known::of(events));
+        let mut machine = Machine::new(run, start, first.at, self.workflow(run)?, Known::of(events));
         for event in events {
             machine.apply(event).map_err(|obstacle| match obstacle {
                 Obstacle::Blocked(blocked) => Error::Blocked(format!("{blocked:?}")),
                 Obstacle::Panicked(message) => Error::Blocked(message),
             })?;
         }
-        let checked = machine.validator(name).and_then(|check| handlers::answer(&check, input.clone()));
-        checked.map(|_| ()).map_err(|failure| Error::UpdateRejected(Box::new(failure)))
+        Ok(machine)
     }
 }

@@ -1,20 +1,28 @@
 //! Histories held against this worker's code: nothing runs, and nothing is recorded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use everstep_core::{BlockKind, Blocked, RunId, Seq};
 use everstep_proto::api::{self, answer::Outcome};
 use everstep_proto::{history, wire};
+use tokio::time::Instant;
 
 use super::Settings;
 use super::asks::Asked;
 use crate::WorkerError;
 use crate::testing::{Difference, History, check_history};
 
+#[cfg(test)]
+mod tests;
+
 /// What Hello calls it.
 pub(super) const CAPABILITY: &str = "checks";
 /// Makes a worker that was built without a word about it one that only checks.
 const VARIABLE: &str = "EVERSTEP_CHECK_ONLY";
+/// How long the replay of one history may take, without the wait for its place. Code that needs longer does not come
+/// to rest.
+const REPLAY_MAX: Duration = Duration::from_secs(30);
 
 /// Whether the environment says that this process is only to check.
 pub(super) fn only() -> Result<bool, WorkerError> {
@@ -33,25 +41,32 @@ impl Asked {
     pub(super) async fn checked(self, settings: Arc<Settings>, run: RunId, history: Vec<history::Event>) {
         let places = settings.places.replays();
         let build_id = settings.build_id.clone();
-        let replay = async {
-            let place = places.acquire_owned().await.ok()?;
-            let replayed = move || {
-                let _place = place;
-                verdict(&settings, run, history)
-            };
-            Some(tokio::task::spawn_blocking(replayed).await)
+        // Whoever waits for the answer hears from the server that there is none.
+        let unknown = |asked: Self| asked.answer_if(0, None);
+        // How long others replay says nothing of this code.
+        let Ok(Ok(place)) = tokio::time::timeout_at(self.until(), places.acquire_owned()).await else {
+            return unknown(self);
         };
-        match tokio::time::timeout_at(self.until(), replay).await {
-            Ok(Some(Ok((seq, outcome)))) => self.answer(seq, outcome),
-            Ok(Some(Err(error))) if error.is_panic() => {
-                let blocked =
-                    blocked(0, "code that goes on", "code that panicked when it was made", build_id);
-                self.answer(0, Outcome::Mismatch(wire::encode_blocked(&blocked)));
+        let limit = Instant::now() + REPLAY_MAX;
+        let replay = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            verdict(&settings, run, history)
+        });
+        let (expected, produced) = match tokio::time::timeout_at(limit.min(self.until()), replay).await {
+            Ok(Ok((seq, outcome))) => return self.answer(seq, outcome),
+            Ok(Err(error)) if error.is_panic() => {
+                ("code that goes on", "code that panicked when it was made".to_owned())
             }
-            Ok(_) => self.answer(0, Outcome::Gone("the replay ended early".to_owned())),
-            // The server tells its caller so.
-            Err(_) => self.answer_if(0, None),
-        }
+            Ok(Err(_)) => return self.answer(0, Outcome::Gone("the replay ended early".to_owned())),
+            Err(_) if limit <= self.until() => {
+                let seconds = REPLAY_MAX.as_secs();
+                let produced = format!("code that did not come to rest within {seconds} s");
+                ("code that waits for the next event", produced)
+            }
+            Err(_) => return unknown(self),
+        };
+        let blocked = blocked(0, expected, &produced, build_id);
+        self.answer(0, Outcome::Mismatch(wire::encode_blocked(&blocked)));
     }
 }
 

@@ -183,12 +183,7 @@ impl Steps {
         let Ok(run) = cancel.run_id.parse::<RunId>() else { return };
         let place = (run, cancel.step_id);
         if cancel.reason == "UNHEARD" {
-            if self.held.get(&place).is_none_or(|held| held.claim != cancel.claim_id) {
-                let returned = End::Returned(api::Returned {});
-                let claim = (cancel.attempt, cancel.claim_id.clone());
-                self.outbox.send(Message::StepResult(result_of(place, claim, Duration::ZERO, returned)));
-            }
-            return;
+            return self.asked(place, cancel);
         }
         let Some(held) = self.held.get(&place).filter(|held| held.attempt == cancel.attempt) else { return };
         if cancel.reason == "CANCELED" {
@@ -201,6 +196,22 @@ impl Steps {
                 "attempt given up"
             );
             self.held.remove(&place);
+        }
+    }
+
+    /// The server does not know what has become of an attempt. One that is not here was never heard of, and one that
+    /// has ended may have said so in vain.
+    fn asked(&self, place: Place, cancel: &api::StepCancel) {
+        let said = match self.held.get(&place).filter(|held| held.claim == cancel.claim_id) {
+            Some(held) => held.result.clone(),
+            None => {
+                let claim = (cancel.attempt, cancel.claim_id.clone());
+                let returned = End::Returned(api::Returned {});
+                Some(result_of(place, claim, Duration::ZERO, returned))
+            }
+        };
+        if let Some(result) = said {
+            self.outbox.send(Message::StepResult(result));
         }
     }
 

@@ -69,6 +69,55 @@ async fn a_parent_that_ends_stops_its_child_or_leaves_it_alone() -> Result<(), E
     Ok(())
 }
 
+/// Starts itself as its own child until that is refused; gives how many runs there are, and why no more.
+async fn again(ctx: Ctx, runs: u32) -> Result<(u32, String), WorkflowError> {
+    match ctx.child::<(u32, String)>("again", runs + 1).await {
+        Ok(below) => Ok(below),
+        Err(ChildError::NotStarted(failure)) => {
+            Ok((runs + 1, format!("{}: {}", failure.kind, failure.message)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[tokio::test]
+async fn a_workflow_that_starts_itself_for_ever_is_told() -> Result<(), Error> {
+    let mut env = TestEnv::new().register("again", again);
+    let run = env.start("again", &0).await?;
+    let (runs, why) = env.result::<(u32, String)>(run).await?;
+    assert_eq!(runs, 65, "the first and 64 generations of children");
+    assert!(why.starts_with("LimitExceeded: the child's generation"), "{why}");
+    Ok(())
+}
+
+async fn ships(ctx: Ctx, memo: bool) -> Result<String, WorkflowError> {
+    let child = ctx.child::<u32>("double", 1).attribute("customer", "acme").attribute("none", None::<i64>);
+    let child = if memo {
+        child.memo("note", &"fragile")
+    } else {
+        child.memo("note", &std::collections::BTreeMap::from([((1, 2), 3)]))
+    };
+    match child.start().await {
+        Ok(child) => Ok(child.run_id().to_string()),
+        Err(ChildError::NotStarted(failure)) => Ok(failure.kind),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[tokio::test]
+async fn a_child_has_what_its_parent_says_about_it() -> Result<(), Error> {
+    let mut env = TestEnv::new().register("ships", ships).register("double", double);
+    let run = env.start("ships", &true).await?;
+    let child = env.result::<String>(run).await?.parse().expect("a run id");
+    let (attributes, memo) = env.notes(child)?;
+    assert_eq!(attributes.len(), 1);
+    assert_eq!(attributes["customer"], everstep::Attribute::Keyword("acme".into()));
+    assert_eq!(everstep::decode::<String>(&memo["note"]).ok().as_deref(), Some("fragile"));
+    let run = env.start("ships", &false).await?;
+    assert_eq!(env.result::<String>(run).await?, "Payload", "a memo that is no JSON");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_child_without_its_workflow_is_told_to_the_test() {
     let mut env = TestEnv::new().register("leaves", leaves);

@@ -1,5 +1,6 @@
 //! The test kit for users, tested as users use it.
 
+mod builds;
 mod chains;
 mod children;
 mod env;
@@ -7,3 +8,4 @@ mod guide;
 mod queued;
 mod replay;
 mod simulate;
+mod with_start;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use everstep::testing::{Error, Mock, Scenario, SimulationFailed, TestEnv, simulate};
+use everstep::testing::{Error, EventBody, Mock, Scenario, SimulationFailed, TestEnv, simulate};
 use everstep::{Ctx, RetryPolicy, StepCtx, StepError, StepType, WorkflowError};
 
 struct Work;
@@ -75,6 +75,61 @@ async fn its_times_run_out() -> Result<(), Error> {
         assert_eq!(kind(env.result::<u32>(run).await), "StepTimeout", "{which}");
         assert_eq!(env.elapsed(), Duration::from_secs(5), "{which}");
     }
+    Ok(())
+}
+
+/// Its worker hangs behind what it last said: the next attempt goes on there.
+#[tokio::test]
+async fn an_attempt_that_is_not_heard_of_is_followed_by_another() -> Result<(), Error> {
+    let beats = |ctx: Ctx, n: u32| async move {
+        Ok::<u32, WorkflowError>(ctx.run::<Work>(n).heartbeat(Duration::from_secs(10)).await?)
+    };
+    let mut env = TestEnv::new()
+        .register("beats", beats)
+        .register_step::<Work, _, _>(|step: StepCtx, n| async move {
+            let from: u32 = step.last_heartbeat().unwrap_or(0);
+            step.heartbeat(&(from + 1));
+            Ok(10 * n + from)
+        })
+        .mock("work", Mock::real().silent_first(2));
+    let run = env.start("beats", &4).await?;
+    assert_eq!(env.result::<u32>(run).await?, 42);
+    assert_eq!(env.effects().of("work").len(), 3);
+    let history = env.history(run)?;
+    let failures = history.events().iter().filter_map(|event| match &event.body {
+        EventBody::StepFailed { failure, .. } => Some(failure.kind.clone()),
+        _ => None,
+    });
+    assert_eq!(failures.collect::<Vec<_>>(), ["StepTimeout", "StepTimeout"]);
+    assert!(env.elapsed() > Duration::from_secs(20), "{:?}", env.elapsed());
+    Ok(())
+}
+
+/// Whoever completes an attempt from outside has to beat in time.
+#[tokio::test]
+async fn an_attempt_of_somebody_else_is_lost_when_he_is_silent() -> Result<(), Error> {
+    let beats = |ctx: Ctx, n: u32| async move {
+        let step = ctx.run::<Work>(n).heartbeat(Duration::from_secs(10)).retry(RetryPolicy::none());
+        Ok::<u32, WorkflowError>(step.await?)
+    };
+    let elsewhere = |step: StepCtx, _| async move { Err::<u32, _>(step.complete_later()) };
+    let env = || TestEnv::new().register("beats", beats).register_step::<Work, _, _>(elsewhere);
+    let mut lively = env();
+    let run = lively.start("beats", &4).await?;
+    for part in 0..9 {
+        lively.skip(Duration::from_secs(9)).await?;
+        assert!(!lively.heartbeat_step(run, "work", &part).await?);
+    }
+    lively.complete_step(run, "work", &9).await?;
+    assert_eq!(lively.result::<u32>(run).await?, 9);
+    assert!(matches!(lively.heartbeat_step(run, "work", &1).await, Err(Error::Refused(_))));
+
+    let mut silent = env();
+    let run = silent.start("beats", &4).await?;
+    silent.skip(Duration::from_secs(9)).await?;
+    silent.heartbeat_step(run, "work", &1).await?;
+    assert_eq!(kind(silent.result::<u32>(run).await), "StepTimeout");
+    assert_eq!(silent.elapsed(), Duration::from_secs(19));
     Ok(())
 }
 

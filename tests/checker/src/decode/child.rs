@@ -61,6 +61,7 @@ fn scheduled(f: Fields<'_>) -> anyhow::Result<ChildScheduled> {
         reuse: serde_json::from_value(f.get("reuse")?.clone())?,
         on_parent_close: ParentClose::parse(&policy).with_context(|| format!("'{policy}' is no policy"))?,
         report_start: f.flag("report_start")?,
+        notes: super::notes(f)?,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     ChildClosed, ChildOutcome, ChildScheduled, ExternalAction, ExternalRequested, ExternalTarget, Outbound,
-    ParentClose, ToRun,
+    ParentClose, ParentLink, ToRun,
 };
 
 pub(super) fn start_child(op: u32, on_parent_close: ParentClose, report_start: bool) -> CommitCommand {
@@ -19,6 +19,7 @@ pub(super) fn start_child(op: u32, on_parent_close: ParentClose, report_start: b
         reuse: ReusePolicy::default(),
         on_parent_close,
         report_start,
+        notes: crate::Notes::default(),
     }))
 }
 
@@ -161,6 +162,7 @@ fn a_run_that_is_followed_by_another_leaves_its_end_to_that_one() {
             child: OpId(1),
             scheduled: 2,
             report_start: false,
+            above: 7,
         }),
         ..crate::Origin::default()
     };
@@ -169,8 +171,8 @@ fn a_run_that_is_followed_by_another_leaves_its_end_to_that_one() {
     let end = world.commit(vec![CommitCommand::ContinueAsNew(Box::default())]).unwrap();
     assert!(world.run.outbound(&end[0]).is_empty() && world.outbox.is_empty());
     let next = world.next.as_ref().unwrap();
-    let parent = next.start.origin.parent.as_ref().map(|parent| parent.run_id);
-    assert_eq!(parent, Some(RunId::from_uuid(id(3))), "the next run knows whose child it is");
+    let parent = next.start.origin.parent.as_ref().map(|parent| (parent.run_id, parent.above));
+    assert_eq!(parent, Some((RunId::from_uuid(id(3)), 7)), "the next run knows whose child it is");
     world.check();
 }
 
@@ -224,6 +226,9 @@ fn names_that_could_not_be_stored_are_refused() {
     assert!(with(&|w| w.workflow_type = "a\0".into()).is_err());
     assert!(with(&|w| w.workflow_id = "a\0".into()).is_err());
     assert!(with(&|w| w.task_queue = "ä".into()).is_err());
+    assert!(with(&|w| drop(w.notes.memo.insert("a\0".into(), Payload::json("1")))).is_err());
+    let long = vec![b'x'; limits::MEMO_BYTES_MAX + 1];
+    assert!(with(&|w| drop(w.notes.memo.insert("m".into(), Payload::json(long.clone())))).is_err());
     assert!(
         with(&|w| w.retry = Some(RetryPolicy { backoff_coefficient: 0.0, ..RetryPolicy::default() }))
             .is_err()
@@ -241,4 +246,48 @@ fn too_many_open_children_end_the_run() {
     let events = world.commit(vec![start_child(10_001, ParentClose::Abandon, false)]).unwrap();
     let EventBody::RunFailed { failure, .. } = &events[0].body else { panic!("{events:?}") };
     assert_eq!(failure.kind, "LimitExceeded");
+}
+
+#[test]
+fn a_child_begins_with_what_its_parent_says_about_it() {
+    let mut world = World::attached();
+    let CommitCommand::StartChild(mut wanted) = start_child(1, ParentClose::Abandon, false) else { panic!() };
+    wanted.notes.memo.insert("note".into(), Payload::json("1"));
+    wanted.notes.attributes.insert("customer".into(), crate::Attribute::Keyword("acme".into()));
+    let before = world.run.history_bytes();
+    let events = world.commit(vec![CommitCommand::StartChild(wanted.clone())]).unwrap();
+    assert_eq!(world.run.history_bytes() - before, 1 + 1 + 4, "input, memo and attribute");
+    let [Outbound::Start(child)] = &world.run.outbound(&events[0])[..] else { panic!() };
+    let now = decide_start(&child.start, (child.run_id, child.seed), None, None, at(2)).unwrap();
+    let StartDecision::Start { event, .. } = now else { panic!("{now:?}") };
+    let begun = Run::begin(child.run_id, &event).unwrap();
+    assert_eq!(begun.notes(), &wanted.notes);
+    world.check();
+}
+
+/// The child that a run of this generation starts, and whether it may begin.
+fn child_of(parent: Option<ParentLink>) -> (StartRun, Result<StartDecision, Rejection>) {
+    let origin = crate::Origin { parent, ..crate::Origin::default() };
+    let mut world = World::of(&StartRun { origin, ..request() });
+    world.send(attach(1, "b1"), at(1)).unwrap();
+    let events = world.commit(vec![start_child(1, ParentClose::Abandon, false)]).unwrap();
+    let told = world.run.outbound(events.last().unwrap());
+    let [Outbound::Start(child)] = &told[..] else { panic!("{told:?}") };
+    (child.start.clone(), decide_start(&child.start, (child.run_id, child.seed), None, None, at(2)))
+}
+
+#[test]
+fn children_have_children_down_to_a_limit() {
+    let mut parent = None;
+    for generation in 1..=limits::GENERATIONS_MAX {
+        let (child, begun) = child_of(parent.take());
+        assert!(begun.is_ok(), "{generation}: {begun:?}");
+        parent = child.origin.parent;
+        assert_eq!(parent.as_ref().map(|parent| parent.above), Some(generation - 1));
+    }
+    let (_, refused) = child_of(parent);
+    let failure = refused.unwrap_err().to_failure();
+    assert_eq!((failure.kind.as_str(), failure.non_retryable), ("LimitExceeded", true));
+    assert!(failure.message.contains("is 65, more than the limit of 64"), "{failure:?}");
+    assert!(failure.message.contains("continue as new"), "{failure:?}");
 }

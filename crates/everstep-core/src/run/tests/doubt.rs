@@ -8,7 +8,7 @@ fn kinds(events: &[Event]) -> Vec<&str> {
 
 fn lose(world: &mut World) -> Vec<Event> {
     let session = world.run.owner().unwrap().session;
-    world.send(CommandBody::Detach(Detach { session }), at(2)).unwrap()
+    world.send(CommandBody::Detach(Detach { session, refused: None }), at(2)).unwrap()
 }
 
 /// A run whose guarded step 1 is in doubt, and that nobody owns.

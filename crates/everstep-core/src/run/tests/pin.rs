@@ -20,7 +20,7 @@ fn pinned() -> World {
 
 fn lose(world: &mut World) {
     let session = world.run.owner().unwrap().session;
-    world.send(CommandBody::Detach(Detach { session }), at(2)).unwrap();
+    world.send(CommandBody::Detach(Detach { session, refused: None }), at(2)).unwrap();
 }
 
 fn wrong(wants: &str, has: &str) -> Result<Vec<Event>, Rejection> {

@@ -3,8 +3,8 @@
 use everstep_core::{
     ConflictPolicy, Duration, EventBody, NodeId, ReusePolicy, RunId, StartRun, Timestamp, WorkerInfo, Write,
 };
-use everstep_dispatch::{Delivery, HintKind, TaskHint};
-use everstep_store::{Append, Verdict};
+use everstep_dispatch::{Delivery, HintQueue, TaskHint};
+use everstep_store::{Append, ServesSteps, Verdict};
 use uuid::Uuid;
 
 use super::*;
@@ -102,7 +102,7 @@ impl Bench {
     fn hint(&mut self, run_id: RunId) -> (usize, bool) {
         self.out.clear();
         let queue = QueueKey { namespace: "default".to_owned(), task_queue: "q".to_owned() };
-        let hint = TaskHint { run_id, queue: queue.clone(), kind: HintKind::Run, trace: Default::default() };
+        let hint = TaskHint::new(run_id, HintQueue::runs(queue.clone()));
         let deliveries = vec![Delivery { hint, token: 7, attempt: 1 }];
         self.step(Input::Delivered { queue: everstep_dispatch::HintQueue::runs(queue), deliveries });
         let (mut loads, mut published) = (0, false);
@@ -229,7 +229,19 @@ fn what_is_allowed_holds_at_once_and_what_waits_is_looked_for() {
 fn a_session_is_kept_with_what_it_serves() {
     let hello = Hello { continues: vec!["0".to_owned()], ..hello(1, "1", &["a"]) };
     let words = |word: &str| vec![word.to_owned()];
-    let kept = Serves { task_queues: words("q"), workflow_types: words("a"), continues: words("0") };
+    let kept = Serves {
+        task_queues: words("q"),
+        workflow_types: words("a"),
+        continues: words("0"),
+        run_slots: hello.run_slots,
+        steps: None,
+    };
     assert_eq!(serves(&hello), kept);
-    assert_eq!(serves(&Hello { run_slots: 0, ..hello }), Serves::default(), "it takes no runs");
+    let none = Hello { run_slots: 0, ..hello };
+    assert_eq!(serves(&none), Serves::default(), "it takes no runs");
+    let steps = Some(crate::StepOffer { types: words("s"), slots: 4, ..Default::default() });
+    let runs_steps = Some(ServesSteps { task_queues: words("q"), names: words("s"), slots: 4 });
+    let hello = Hello { steps, ..none };
+    assert_eq!(serves(&hello), Serves { steps: runs_steps, ..Serves::default() });
+    assert_eq!(serves(&Hello { check_only: true, ..hello }), Serves::default(), "it only checks");
 }

@@ -117,7 +117,8 @@ impl Node {
         }
     }
 
-    pub(super) fn committed(&mut self, run_id: RunId, writing: Writing) {
+    pub(super) fn committed(&mut self, run_id: RunId, mut writing: Writing) {
+        self.answer_refused(run_id, &mut writing.jobs);
         let events = &writing.append.run.events;
         self.status.events_appended += events.len() as u64;
         self.tell_owner(run_id, events);
@@ -262,6 +263,7 @@ impl Node {
                     self.out.push(Output::Done { request, result: Err(error.clone().into()) });
                 }
                 Job::Deliver { flight, .. } => self.heard(flight, Heard::Unknown),
+                Job::Step { job, .. } => self.step_undecided(&job),
                 _ => {}
             }
         }
@@ -279,6 +281,7 @@ impl Node {
                 }
                 Job::Offer { token: Some(token), .. } => self.out.push(Output::Ack(token)),
                 Job::Deliver { flight, .. } => self.heard(flight, Heard::Unknown),
+                Job::Step { job, .. } => self.step_undecided(&job),
                 _ => {}
             }
         }

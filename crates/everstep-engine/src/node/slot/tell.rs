@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{Epoch, Event, Rejection, Run, RunId, WorkerCommit, Write};
-use everstep_dispatch::{HintKind, Notice, TaskHint};
+use everstep_dispatch::{HintQueue, Notice, TaskHint};
 
+use super::give_back::evicts;
 use super::{Job, Told};
 use crate::WorkerOut;
 use crate::node::deliveries::Heard;
 use crate::node::{Node, Output};
+
+/// Room for so many runs is kept.
+const SLOTS_KEPT: usize = 1_024;
 
 impl Node {
     /// Sends events to the stream that holds the run.
@@ -43,8 +47,8 @@ impl Node {
                     if self.config.hints_shared || !self.config.shared || self.link_for(task).is_some() =>
                 {
                     let trace = run.start().trace.of_run(run_id);
-                    let (queue, kind) = (task.queue.clone(), HintKind::Run);
-                    self.out.push(Output::Publish(TaskHint { run_id, queue, kind, trace }));
+                    let (place, needs) = (HintQueue::runs(task.queue.clone()), task.workflow_type.clone());
+                    self.out.push(Output::Publish(TaskHint { needs, trace, ..TaskHint::new(run_id, place) }));
                 }
                 Write::TimerSet(timer) => self.out.push(Output::TimersAt(timer.fire_at)),
                 _ => {}
@@ -66,7 +70,7 @@ impl Node {
     pub(super) fn answer(&mut self, run_id: RunId, jobs: Vec<(Job, Result<(), Rejection>)>) {
         for (job, result) in jobs {
             match job {
-                Job::Client { request, command } => {
+                Job::Client { request, command, .. } => {
                     self.answer_client(run_id, request, &command.body, result);
                 }
                 Job::Commit { link, commit, .. } => self.answer_commit(run_id, link, &commit, result),
@@ -98,7 +102,7 @@ impl Node {
                 if matches!(rejection, Rejection::Fenced { .. }) {
                     self.status.fenced += 1;
                 }
-                let evicted = !matches!(rejection, Rejection::UnseenEvents { .. });
+                let evicted = evicts(&rejection);
                 let message = WorkerOut::Rejected { run_id, epoch, number: commit.number, rejection };
                 self.out.push(Output::ToWorker { link, message });
                 if evicted {
@@ -188,6 +192,11 @@ impl Node {
             slot.run.as_deref().and_then(Run::owner).is_some_and(|o| self.links.contains_key(&o.session));
         if !owned_here {
             self.slots.remove(&run_id);
+            // What a burst of runs took is given back, and not for a lull: the next would have to take it again.
+            let (len, room) = (self.slots.len(), self.slots.capacity());
+            if room > SLOTS_KEPT && len < room / 8 {
+                self.slots.shrink_to(room / 4);
+            }
             self.out.push(Output::Dropped(run_id));
         }
     }

@@ -1,20 +1,25 @@
 //! What the store says that workers have, against what they were given: for one that has come back, and now and then
 //! for all.
 
-use everstep_core::{SessionId, Timestamp};
+use everstep_core::{Duration, SessionId, Timestamp};
 use everstep_store::{self as store, ClaimKey, ClaimRow};
 
 use super::work::{Held, Work};
-use super::{Node, StepsOut, UNKNOWN_CLAIM, claim_of};
+use super::{Finish, Node, StepJob, StepsOut, UNKNOWN_CLAIM, claim_of};
 use crate::node::Output;
 use crate::{StepKey, WorkerOut};
 
 /// Questions to one worker at one time; what is left is asked at the next look.
 const ASKS_MAX: usize = 1_000;
+/// How long an end that could not be decided is left alone.
+const UNDECIDED_PAUSE: Duration = Duration::from_secs(5);
+/// Ends that are asked for again. Beyond, a worker says its own again on its next stream.
+const UNDECIDED_MAX: usize = 10_000;
 
 impl Node {
     pub(super) fn look_at_steps(&mut self) {
         let now = self.now;
+        self.ask_for_undecided();
         let unsure = |work: &Work| work.is_unsure(now);
         let sessions: Vec<SessionId> = self
             .sessions
@@ -27,6 +32,33 @@ impl Node {
         }
     }
 
+    /// An end could not be decided: its run cannot be read, or the store refuses what would record it. Nobody knows
+    /// what it is worth, so the worker keeps it, and is asked for it again after a while.
+    pub(in crate::node) fn step_undecided(&mut self, job: &StepJob) {
+        let StepJob::Finish(finish) = job else { return };
+        let Finish { link, key, .. } = **finish;
+        let at = self.now.after(UNDECIDED_PAUSE);
+        let Some(work) = self.work_of(link) else { return };
+        if let Some(held) = work.get((key.run_id, key.step)).filter(|held| held.key == key) {
+            held.ending = None;
+        }
+        if self.steps.undecided.len() < UNDECIDED_MAX {
+            self.steps.undecided.insert((link, key), at);
+        }
+    }
+
+    fn ask_for_undecided(&mut self) {
+        let Self { steps, sessions, out, now, .. } = self;
+        steps.undecided.retain(|(link, key), at| {
+            let (link, here) = (*link, sessions.contains_key(link));
+            let asks = here && *at <= *now;
+            if asks {
+                out.push(Output::ToWorker { link, message: WorkerOut::StepAsk(*key) });
+            }
+            here && !asks
+        });
+    }
+
     /// What the store says that sessions have, against what their workers were given.
     pub(super) fn step_claims_found(
         &mut self,
@@ -36,12 +68,16 @@ impl Node {
     ) {
         let rows = match rows {
             Ok(rows) => rows,
-            Err(error) => return self.step_claims_unknown(sessions, &error),
+            Err(error) => return self.step_claims_unknown(sessions, since, &error),
         };
         for session in sessions {
             let Some(&link) = self.links.get(session) else { continue };
             let own: Vec<&ClaimRow> = rows.iter().filter(|row| row.session == *session).collect();
             let Some(work) = self.work_of(link) else { continue };
+            if work.came_after(since) {
+                // It has a look of its own under way.
+                continue;
+            }
             if work.is_resuming() {
                 self.steps_resumed(link, &own);
             } else {
@@ -51,11 +87,11 @@ impl Node {
     }
 
     /// A worker that has come back cannot be told what it may go on with: it has to come again.
-    fn step_claims_unknown(&mut self, sessions: &[SessionId], error: &store::Error) {
+    fn step_claims_unknown(&mut self, sessions: &[SessionId], since: Timestamp, error: &store::Error) {
         tracing::warn!(%error, "claims of steps not found");
         for session in sessions {
             let Some(&link) = self.links.get(session) else { continue };
-            if self.work_of(link).is_some_and(|work| work.is_resuming()) {
+            if self.work_of(link).is_some_and(|work| work.is_resuming() && !work.came_after(since)) {
                 self.disconnected(link);
             }
         }

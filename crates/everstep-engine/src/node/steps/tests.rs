@@ -3,12 +3,18 @@
 use everstep_core::{
     Actor, CommandId, Event, NodeId, QueuedOptions, RunStarted, SessionId, StepScheduled, WorkerInfo,
 };
-use everstep_store::{ClaimId, ClaimRow, Verdict};
+use everstep_dispatch::{Delivery, HintQueue, TaskHint};
+use everstep_store::{ClaimId, ClaimRow, StepClaims, Verdict};
 use uuid::Uuid;
 
 use super::*;
 use crate::node::{Input, NodeConfig};
 use crate::{Hello, StepOffer, WorkerIn};
+
+mod asks;
+mod claims;
+mod hints;
+mod undecided;
 
 const LINK: u64 = 1;
 
@@ -437,8 +443,7 @@ fn a_hint_and_a_due_step_lead_to_a_claim() {
     let mut bench = Bench::with_worker();
     bench.claimed(2, &[]);
     bench.wants();
-    let hint =
-        TaskHint { run_id: run(), queue: queue(), kind: HintKind::Step, trace: TraceContext::default() };
+    let hint = TaskHint::new(run(), HintQueue::steps(queue()));
     let deliveries = vec![Delivery { hint, token: 1, attempt: 1 }];
     bench.step(Input::Delivered { queue: HintQueue::steps(queue()), deliveries });
     assert_eq!(bench.wants(), ["claim 2"]);

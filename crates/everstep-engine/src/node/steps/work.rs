@@ -52,10 +52,15 @@ pub(in crate::node) struct Work {
     resuming: Option<Resuming>,
     /// Until then a claim may have been made that nobody was told of.
     unsure_until: Timestamp,
+    /// It was connected before, perhaps to a node that has not noticed yet that it has gone: that one may claim for it
+    /// still, for as long as it likes.
+    moved: bool,
 }
 
 #[derive(Debug)]
 struct Resuming {
+    /// When it came back.
+    since: Timestamp,
     held: Vec<StepKey>,
     early: Vec<Early>,
 }
@@ -94,7 +99,7 @@ impl Rate {
     fn next(&self, now: Timestamp) -> Timestamp {
         let seconds = ((1.0 - self.tokens) / self.per_second).max(0.0);
         // Rounded up: a moment too early would find no room.
-        now.after(Duration::from_micros((seconds * 1e6).ceil() as u64 + 1))
+        now.after(Duration::from_micros(((seconds * 1e6).ceil() as u64).saturating_add(1)))
     }
 
     fn take(&mut self, count: usize) {
@@ -123,9 +128,15 @@ impl Work {
             dry: BTreeSet::new(),
             poked: BTreeSet::new(),
             waits: BTreeMap::new(),
-            resuming: resumed.then(|| Resuming { held, early: Vec::new() }),
+            resuming: resumed.then(|| Resuming { since: now, held, early: Vec::new() }),
             unsure_until: now,
+            moved: resumed,
         }
+    }
+
+    /// Whether it takes attempts of steps of this name at all.
+    pub(in crate::node) fn takes(&self, name: &str) -> bool {
+        self.slots > 0 && self.types.contains(name)
     }
 
     pub(super) fn types(&self) -> Vec<String> {
@@ -134,6 +145,14 @@ impl Work {
 
     pub(super) fn is_resuming(&self) -> bool {
         self.resuming.is_some()
+    }
+
+    /// Whether it has come back since the store was asked. What was seen then may be older than what the worker holds:
+    /// it would be told that an attempt is not its own which it was given meanwhile. What is asked later than its
+    /// session was opened here has seen every claim that the worker knew of when it said so, also in the same instant,
+    /// because the opening went to the store and back.
+    pub(super) fn came_after(&self, since: Timestamp) -> bool {
+        self.resuming.as_ref().is_some_and(|resuming| since < resuming.since)
     }
 
     /// What the worker said that it holds, and what it has said since. From here on it may be given more.
@@ -185,8 +204,13 @@ impl Work {
         self.dry.contains(queue)
     }
 
+    /// Whether a claim from the queue has a place here, as far as the rate allows it.
+    pub(super) fn may_claim(&self, queue: &QueueKey) -> bool {
+        self.free_slots() > 0 && !self.claiming.contains_key(queue)
+    }
+
     /// Attempts that it can take now.
-    pub(super) fn room(&mut self, now: Timestamp) -> usize {
+    pub(in crate::node) fn room(&mut self, now: Timestamp) -> usize {
         match self.free_slots() {
             0 => 0,
             free => free.min(self.rate.room(now)),
@@ -195,11 +219,10 @@ impl Work {
 
     /// Keeps room for a claim from the queue: how much, and when there is some if only the rate stands in the way.
     pub(super) fn reserve(&mut self, queue: &QueueKey, now: Timestamp) -> (usize, Option<Timestamp>) {
-        let free = self.free_slots();
-        if free == 0 || self.claiming.contains_key(queue) {
+        if !self.may_claim(queue) {
             return (0, None);
         }
-        let room = free.min(self.rate.room(now)).min(CLAIM_MAX);
+        let room = self.free_slots().min(self.rate.room(now)).min(CLAIM_MAX);
         if room == 0 {
             let waits = self.waits.get(queue).is_some_and(|at| *at > now);
             let next = (!waits).then(|| self.rate.next(now));
@@ -230,7 +253,7 @@ impl Work {
 
     /// Whether the store has to be asked what the session has.
     pub(super) fn is_unsure(&self, now: Timestamp) -> bool {
-        self.resuming.is_none() && (!self.held.is_empty() || now < self.unsure_until)
+        self.resuming.is_none() && (self.moved || !self.held.is_empty() || now < self.unsure_until)
     }
 
     pub(super) fn hold(&mut self, place: Place, held: Held) {

@@ -1,98 +1,33 @@
 //! Events between runs, as rows.
 
 use everstep_core::{
-    ChildClosed, ChildOutcome, ChildScheduled, ExternalAction, ExternalRequested, ExternalTarget, Origin,
-    ParentClose, ParentLink, RetryPolicy, ReusePolicy, RunStatus,
+    Attribute, ChildClosed, ChildOutcome, ChildScheduled, ExternalAction, ExternalRequested, ExternalTarget,
+    Notes, Origin, ParentClose, ParentLink, RetryPolicy, ReusePolicy,
 };
 
 use super::*;
+use crate::samples::Leaves;
 
-fn ops() -> impl Strategy<Value = OpId> {
-    any::<u32>().prop_map(OpId)
-}
-
-fn run_ids() -> impl Strategy<Value = RunId> {
-    any::<u128>().prop_map(|id| RunId::from_uuid(Uuid::from_u128(id)))
-}
-
-fn scheduled(run_id: impl Strategy<Value = RunId>) -> impl Strategy<Value = ChildScheduled> {
-    let retry = prop::option::of(Just(RetryPolicy { maximum_attempts: 3, ..RetryPolicy::default() }));
-    let reuse = prop_oneof![
-        Just(ReusePolicy::Allow),
-        Just(ReusePolicy::AllowIfNotCompleted),
-        Just(ReusePolicy::Reject)
-    ];
-    let close = (0..3usize).prop_map(|n| ParentClose::ALL[n]);
-    let names = (column(), text(), text());
-    ((ops(), run_id), names, payload(), (prop::option::of(duration()), retry), (reuse, close, any::<bool>()))
-        .prop_map(
-            |(
-                (child, run_id),
-                (workflow_type, workflow_id, task_queue),
-                input,
-                (run_timeout, retry),
-                more,
-            )| {
-                let (reuse, on_parent_close, report_start) = more;
-                ChildScheduled {
-                    child,
-                    run_id,
-                    workflow_type,
-                    workflow_id,
-                    task_queue,
-                    input,
-                    run_timeout,
-                    retry,
-                    reuse,
-                    on_parent_close,
-                    report_start,
-                }
-            },
-        )
-}
-
-fn outcome() -> impl Strategy<Value = ChildOutcome> {
-    let status = prop_oneof![
-        Just(RunStatus::Failed),
-        Just(RunStatus::Canceled),
-        Just(RunStatus::Terminated),
-        Just(RunStatus::TimedOut)
-    ];
-    prop_oneof![
-        payload().prop_map(ChildOutcome::Completed),
-        (status, failure()).prop_map(|(status, failure)| ChildOutcome::Ended { status, failure }),
-        failure().prop_map(ChildOutcome::NotStarted),
-    ]
-}
-
-fn requested() -> impl Strategy<Value = ExternalRequested> {
-    let target =
-        prop_oneof![run_ids().prop_map(ExternalTarget::Run), text().prop_map(ExternalTarget::Workflow)];
-    let action = prop_oneof![
-        (column(), payload()).prop_map(|(name, input)| ExternalAction::Signal { name, input }),
-        text().prop_map(|reason| ExternalAction::Cancel { reason }),
-    ];
-    (ops(), target, action).prop_map(|(op, target, action)| ExternalRequested { op, target, action })
+/// What may stand in a row.
+fn leaves() -> Leaves {
+    Leaves {
+        name: column().boxed(),
+        text: text().boxed(),
+        payload: payload().boxed(),
+        failure: failure().boxed(),
+        duration: duration().boxed(),
+    }
 }
 
 pub(super) fn bodies() -> impl Strategy<Value = EventBody> {
-    prop_oneof![
-        scheduled(run_ids()).prop_map(|s| EventBody::ChildScheduled(Box::new(s))),
-        (ops(), any::<u64>()).prop_map(|(child, scheduled)| EventBody::ChildStarted { child, scheduled }),
-        (ops(), any::<u64>(), run_ids(), outcome()).prop_map(|(child, scheduled, run_id, outcome)| {
-            EventBody::ChildClosed(Box::new(ChildClosed { child, scheduled, run_id, outcome }))
-        }),
-        requested().prop_map(|r| EventBody::ExternalRequested(Box::new(r))),
-        (ops(), any::<u64>(), prop::option::of(failure()))
-            .prop_map(|(op, requested, failure)| EventBody::ExternalResolved { op, requested, failure }),
-        (run_ids(), ops(), any::<u64>(), any::<bool>()).prop_map(
-            |(run_id, child, scheduled, report_start)| {
-                let parent = Some(ParentLink { run_id, child, scheduled, report_start });
-                let origin = Origin { parent, ..Origin::default() };
-                EventBody::RunStarted(Box::new(RunStarted { origin, ..RunStarted::default() }))
-            }
-        ),
-    ]
+    leaves().bodies()
+}
+
+fn noted() -> Notes {
+    Notes {
+        memo: [("m".to_owned(), Payload::json("1"))].into(),
+        attributes: [("a".to_owned(), Attribute::Int(1))].into(),
+    }
 }
 
 #[test]
@@ -113,6 +48,7 @@ fn rows_of_children_keep_their_text() {
         reuse: ReusePolicy::Allow,
         on_parent_close: ParentClose::Terminate,
         report_start: false,
+        notes: Notes::default(),
     };
     let full = ChildScheduled {
         run_timeout: Some(Duration::from_secs(1)),
@@ -120,6 +56,7 @@ fn rows_of_children_keep_their_text() {
         reuse: ReusePolicy::AllowIfNotCompleted,
         on_parent_close: ParentClose::RequestCancel,
         report_start: true,
+        notes: noted(),
         ..plain.clone()
     };
     let closed = |outcome| {
@@ -140,7 +77,7 @@ fn rows_of_children_keep_their_text() {
                 "ChildScheduled Some(\"ship\") Some(3) None {at} run:{other} | {{\"run_id\":\"{other}\",\"workflow_id\":\"s-1\",\
                  \"queue\":\"main\",\"run_timeout_us\":1000000,\"retry\":{{\"initial_us\":1000000,\"coefficient\":2.0,\
                  \"maximum_us\":60000000}},\"reuse\":\"allow_if_not_completed\",\"on_parent_close\":\"request_cancel\",\
-                 \"report_start\":true}} | Some(\"json\") Some(b\"1\")"
+                 \"report_start\":true,\"attributes\":{{\"a\":{{\"int\":1}}}},\"memo\":{{\"m\":{{\"encoding\":\"json\",\"text\":\"1\"}}}}}} | Some(\"json\") Some(b\"1\")"
             ),
         ),
         (
@@ -163,6 +100,22 @@ fn rows_of_children_keep_their_text() {
         ),
     ] {
         assert_eq!(line(&event(9, Actor::Run(run_id), body)), format!("9 2 {id} {rest}"));
+    }
+}
+
+/// A child of a run that is nobody's child is written as it was before generations were counted.
+#[test]
+fn rows_of_what_children_come_from_keep_their_text() {
+    for (above, counted) in [(0, ""), (2, ",\"above\":2")] {
+        let run_id = RunId::from_uuid(Uuid::from_u128(9));
+        let parent = Some(ParentLink { run_id, child: OpId(3), scheduled: 4, report_start: true, above });
+        let origin = Origin { parent, ..Origin::default() };
+        let body = EventBody::RunStarted(Box::new(RunStarted { origin, ..RunStarted::default() }));
+        let text = line(&event(1, Actor::Run(run_id), body));
+        let expected = format!(
+            "\"parent\":{{\"run_id\":\"{run_id}\",\"child\":3,\"scheduled\":4,\"report_start\":true{counted}}}"
+        );
+        assert!(text.contains(&expected), "{text}");
     }
 }
 

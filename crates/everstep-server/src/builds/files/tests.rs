@@ -40,6 +40,21 @@ fn a_file_has_a_limit() {
     assert_eq!(reason(&error), "LIMIT_EXCEEDED");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_says_nothing_is_not_waited_for_for_ever() {
+    let began = tokio::time::Instant::now();
+    for (said, problem) in [(None, "what is to be checked"), (Some(piece("a", b"1", false)), "the rest of a")]
+    {
+        let inbound = futures::stream::iter(said.map(Ok)).chain(futures::stream::pending());
+        let error = Files::new(inbound).next().await.map(|_| ()).unwrap_err();
+        assert_eq!(reason(&error), "CALLER_SILENT");
+        assert!(error.message().starts_with(problem), "{error}");
+    }
+    assert_eq!(began.elapsed(), 2 * SILENCE_MAX);
+    // One that has said all it has is not silent.
+    assert!(Files::new(futures::stream::empty()).next().await.unwrap().is_none());
+}
+
 #[test]
 fn what_is_no_history_is_refused_with_its_label_made_safe() {
     let run = RunId::from_uuid(Uuid::from_u128(1));

@@ -19,6 +19,13 @@ fn run() -> Option<api::RunRef> {
     Some(api::RunRef { run_id: RUN.to_owned(), ..api::RunRef::default() })
 }
 
+/// The start alone, as a call has it.
+fn start(request: api::StartRunRequest, trace: TraceContext) -> Result<(StartRun, Duration), Status> {
+    let mut check = Check::default();
+    let read = super::start(&mut check, request, trace);
+    check.finish().map(|()| read)
+}
+
 #[test]
 fn empty_requests_name_what_is_missing() {
     assert_eq!(fields(start(api::StartRunRequest::default(), TraceContext::default())), ["workflow_type"]);

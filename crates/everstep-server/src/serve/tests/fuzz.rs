@@ -151,7 +151,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ..api::ResolveStepRequest::default()
     };
     let namespaces = api::ListNamespacesRequest { page_size: 1, page_token: "01".to_owned() };
-    vec![
+    let mut all = vec![
         ("/everstep.api.v1.RunService/StartRun", message(&start)),
         ("/everstep.api.v1.RunService/GetRun", message(&api::GetRunRequest { run: run() })),
         ("/everstep.api.v1.RunService/ListRuns", message(&list)),
@@ -173,6 +173,58 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("/everstep.api.v1.NamespaceService/ListNamespaces", message(&namespaces)),
         ("/everstep.api.v1.StepService/ListSteps", message(&steps)),
         ("/everstep.api.v1.StepService/ResolveStep", message(&resolve)),
+    ];
+    all.extend(newer_samples(start));
+    all
+}
+
+/// Calls that ask a run's code, bring something along, or administer.
+fn newer_samples(start: api::StartRunRequest) -> Vec<(&'static str, Vec<u8>)> {
+    let (run, name, input) = (of_workflow("order-1"), "add".to_owned(), Some(json("2")));
+    let wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let start = Some(start);
+    let update = api::UpdateRunRequest {
+        run: run.clone(),
+        name: name.clone(),
+        input: input.clone(),
+        wait,
+        ..api::UpdateRunRequest::default()
+    };
+    let query = api::QueryRunRequest { run: run.clone(), name: name.clone(), input: input.clone() };
+    let get = api::GetUpdateRequest { run, update_id: "u".to_owned(), wait, ..Default::default() };
+    let signal = api::SignalWithStartRunRequest {
+        start: start.clone(),
+        name: name.clone(),
+        signal_input: input.clone(),
+    };
+    let with =
+        api::UpdateWithStartRunRequest { start, name, input: input.clone(), wait, ..Default::default() };
+    let limits = Some(api::QueueLimits { max_running: 3, max_per_second: 2.5, burst: 4 });
+    let limits = api::SetQueueLimitsRequest { task_queue: "q".to_owned(), limits, ..Default::default() };
+    let allow = api::AllowBuildRequest {
+        build_id: "b".to_owned(),
+        continues: "a".to_owned(),
+        ..api::AllowBuildRequest::default()
+    };
+    let attributes = api::AddSearchAttributesRequest {
+        search_attributes: [("amount".to_owned(), 3)].into(),
+        ..api::AddSearchAttributesRequest::default()
+    };
+    let complete = api::CompleteStepRequest {
+        task_token: "t1.01890a5dac96774bbcceb302099a8057.1.1.00".to_owned(),
+        result: input,
+        ..api::CompleteStepRequest::default()
+    };
+    vec![
+        ("/everstep.api.v1.RunService/UpdateRun", message(&update)),
+        ("/everstep.api.v1.RunService/QueryRun", message(&query)),
+        ("/everstep.api.v1.RunService/GetUpdate", message(&get)),
+        ("/everstep.api.v1.RunService/SignalWithStartRun", message(&signal)),
+        ("/everstep.api.v1.RunService/UpdateWithStartRun", message(&with)),
+        ("/everstep.api.v1.QueueService/SetQueueLimits", message(&limits)),
+        ("/everstep.api.v1.BuildService/AllowBuild", message(&allow)),
+        ("/everstep.api.v1.NamespaceService/AddSearchAttributes", message(&attributes)),
+        ("/everstep.api.v1.StepService/CompleteStep", message(&complete)),
     ]
 }
 

@@ -54,7 +54,7 @@ fn another_protocol_is_refused() {
     let (code, reason, _) = refused(newer);
     assert_eq!((code, reason.as_str()), (Code::FailedPrecondition, "UNSUPPORTED_PROTOCOL"));
     let upside_down = api::Hello { protocol_min: 2, protocol_max: 1, ..good() };
-    assert_eq!(refused(upside_down).2, ["hello.protocol_min"]);
+    assert_eq!(refused(upside_down).2, ["hello.protocol_min", "hello.protocol_max"]);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn too_much_is_refused() {
     assert_eq!(limit(api::Hello { task_queues: many(101), ..good() }), ["hello.task_queues"]);
     let long = "x".repeat(1 << 20);
     let worker = history::WorkerInfo { identity: long.clone(), build_id: String::new() };
-    assert_eq!(limit(api::Hello { worker: Some(worker), ..good() }), ["worker.identity"]);
+    assert_eq!(limit(api::Hello { worker: Some(worker), ..good() }), ["hello.worker.identity"]);
     assert_eq!(refused(api::Hello { task_queues: vec![long], ..good() }).1, "INVALID_ID");
     assert_eq!(refused(api::Hello { run_slots: 100_001, ..good() }).2, ["hello.run_slots"]);
 }

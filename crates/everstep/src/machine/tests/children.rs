@@ -43,6 +43,7 @@ fn wanted(op: u32) -> ChildScheduled {
         reuse: ReusePolicy::Allow,
         on_parent_close: ParentClose::Terminate,
         report_start: false,
+        notes: everstep_core::Notes::default(),
     }
 }
 

@@ -4,29 +4,30 @@
 //! ordered by instant and then by when it was put there, so that the same plan of faults takes the same way.
 
 mod attempt;
+mod builds;
 mod children;
 mod doubt;
 mod queued;
+mod starts;
 mod succession;
 mod worker;
 
 use std::collections::BTreeMap;
 
 use everstep_core::{
-    Actor, Command, CommandBody, CommandId, CommitCommand, CurrentRun, Decision, Duration, Event, EventBody,
-    OpId, Rejection, Resolution, Run, RunId, Seq, SessionId, StartDecision, StartRun, TimerKey, TimerKind,
-    Timestamp, TraceContext, WorkerCommit, Write, WriteBasis, decide, decide_start,
+    Actor, Command, CommandBody, CommandId, CommitCommand, Decision, Event, EventBody, KnownRequest, OpId,
+    Rejection, Resolution, Run, RunId, Seq, SessionId, TimerKey, TimerKind, Timestamp, WorkerCommit, Write,
+    WriteBasis, decide,
 };
 use uuid::Uuid;
 
 use self::attempt::{Attempt, Ended};
+use self::builds::Builds;
 use self::doubt::Look;
 use self::queued::{Queued, Turn, Which};
 use self::worker::Held;
 use super::faults::{Death, Faults};
-use super::scenario::{Act, Scenario};
 use super::{Effect, Effects, Error, History, Mock};
-use crate::machine::WorkflowFactory;
 
 /// 2026-01-01T00:00:00Z.
 const FIRST_INSTANT: i64 = 1_767_225_600_000_000;
@@ -37,7 +38,7 @@ const IDENTITY: &str = "test";
 
 /// Every run of an environment, the clock, and what is still to come.
 pub(super) struct Engine {
-    pub(super) workflows: BTreeMap<String, WorkflowFactory>,
+    pub(super) builds: Builds,
     pub(super) mocks: BTreeMap<String, Mock>,
     pub(super) queued: Queued,
     /// Steps without a mock fail.
@@ -48,6 +49,8 @@ pub(super) struct Engine {
     /// What the clock of the database is ahead of that.
     skew: i64,
     runs: BTreeMap<RunId, Slot>,
+    /// What the requests of callers started, by workflow id and request id.
+    starts: BTreeMap<(String, String), KnownRequest>,
     coming: BTreeMap<(i64, u64), Coming>,
     /// Entries made so far: those of one instant come in this order.
     order: u64,
@@ -104,7 +107,7 @@ enum Coming {
 impl Engine {
     pub(super) fn new() -> Self {
         Self {
-            workflows: BTreeMap::new(),
+            builds: Builds::default(),
             mocks: BTreeMap::new(),
             queued: Queued::default(),
             mocked_only: false,
@@ -112,6 +115,7 @@ impl Engine {
             now: FIRST_INSTANT,
             skew: 0,
             runs: BTreeMap::new(),
+            starts: BTreeMap::new(),
             coming: BTreeMap::new(),
             order: 0,
             telling: BTreeMap::new(),
@@ -147,79 +151,6 @@ impl Engine {
         let mut effects: Effects = self.effects.iter().cloned().collect();
         effects.mark_recorded(self.runs.iter().map(|(&run, slot)| (run, slot.history.as_slice())));
         effects
-    }
-
-    /// Starts a run; what its callers do later is on its way then.
-    pub(super) fn start(&mut self, scenario: Scenario) -> Result<RunId, Error> {
-        let Scenario { workflow_type, input, workflow_id, run_timeout, start_delay, retry, acts } = scenario;
-        self.check_workflow(&workflow_type)?;
-        let run_id = self.run_id();
-        let request = StartRun {
-            namespace: NAMESPACE.to_owned(),
-            workflow_id: workflow_id.unwrap_or_else(|| format!("test-{}", self.made)),
-            workflow_type,
-            task_queue: QUEUE.to_owned(),
-            input: input.map_err(Error::Payload)?,
-            request_id: format!("start-{}", self.made),
-            run_timeout: run_timeout.map(Duration::from),
-            start_delay: start_delay.map(Duration::from),
-            retry,
-            reuse: everstep_core::ReusePolicy::default(),
-            conflict: everstep_core::ConflictPolicy::default(),
-            trace: TraceContext::default(),
-            identity: IDENTITY.to_owned(),
-            ..StartRun::default()
-        };
-        let holder = self.runs.values().rev().find(|s| s.run.start().workflow_id == request.workflow_id);
-        let current = holder.map(|s| CurrentRun { run_id: s.run.id(), status: s.run.status() });
-        let seed = u64::from_be_bytes(*run_id.uuid().as_bytes().last_chunk().unwrap_or(&[0; 8]));
-        match decide_start(&request, (run_id, seed), current, None, self.time())? {
-            StartDecision::Existing(run) => return Ok(run),
-            StartDecision::Start { event, .. } => {
-                let run = Run::begin(run_id, &event)?;
-                let writes = WriteBasis::NEW.writes(&run, std::slice::from_ref(&*event));
-                let slot = Slot { run, history: vec![*event], held: None, stalled: None, cut_off: None };
-                self.runs.insert(run_id, slot);
-                self.follow(run_id, writes);
-            }
-        }
-        self.plan(run_id, acts)?;
-        Ok(run_id)
-    }
-
-    fn check_workflow(&self, workflow_type: &str) -> Result<(), Error> {
-        if self.workflows.contains_key(workflow_type) {
-            return Ok(());
-        }
-        let known = self.workflows.keys().cloned().collect::<Vec<_>>().join(", ");
-        Err(Error::UnknownWorkflow { name: workflow_type.to_owned(), known })
-    }
-
-    /// Puts what a run's callers will do on its way. One caller waits for the answer before its next message.
-    fn plan(&mut self, run: RunId, mut acts: Vec<(std::time::Duration, Act)>) -> Result<(), Error> {
-        acts.sort_by_key(|(delay, _)| *delay);
-        let start = self.now;
-        let (mut wanted, mut earliest, mut arrived) = (None, start, start);
-        for (delay, act) in acts {
-            let body = match act {
-                Act::Signal { name, input } => {
-                    let input = input.map_err(Error::Payload)?;
-                    CommandBody::Signal { name, signal_id: self.new_id().to_string(), input }
-                }
-                Act::Cancel { reason } => CommandBody::Cancel { reason },
-            };
-            let command = self.command(body);
-            if wanted.replace(delay) != Some(delay) {
-                earliest = arrived;
-            }
-            let at = later(start, Duration::from(delay).as_micros() + self.faults.delay()).max(earliest);
-            arrived = arrived.max(at + 1);
-            if let Some(later_by) = self.faults.again() {
-                self.at(later(at, later_by), Coming::Asked { run, command: command.clone() });
-            }
-            self.at(at, Coming::Asked { run, command });
-        }
-        Ok(())
     }
 
     /// A request of a caller.
@@ -410,7 +341,8 @@ impl Engine {
         }
         let word = if death == Death::Killed { "is killed" } else { "stalls until its lease is over" };
         self.tell(format!("the worker of epoch {} {word} {place}", held.epoch));
-        let mut command = self.command(CommandBody::Detach(everstep_core::Detach { session: held.session }));
+        let mut command =
+            self.command(CommandBody::Detach(everstep_core::Detach { session: held.session, refused: None }));
         command.actor = Actor::System;
         self.after(lease, Coming::Asked { run, command });
     }

@@ -48,6 +48,8 @@ pub(in crate::testing) struct Queued {
     begun: BTreeSet<Which>,
     /// How far attempts have said they were.
     details: BTreeMap<(RunId, OpId), Payload>,
+    /// When attempts that somebody else ends, or that hang, were last heard of.
+    heard: BTreeMap<Which, i64>,
 }
 
 impl Engine {
@@ -85,6 +87,12 @@ impl Engine {
                 CommandBody::FinishStep { step, attempt, elapsed: elapsed.into(), end }
             }
             Turn::Expire(timeout) => {
+                if timeout == StepTimeout::Heartbeat
+                    && let Some(at) = self.silent_until(which)?
+                {
+                    self.at(at, Coming::Queued { which, turn });
+                    return Ok(());
+                }
                 // Nobody ends what somebody has taken; the clock of the database may have gone back.
                 let taken = self.queued.begun.contains(&which);
                 let unclaimed = matches!(timeout, StepTimeout::ScheduleToStart | StepTimeout::Canceled);
@@ -148,16 +156,35 @@ impl Engine {
         }
         let limit = task.start_to_close.map(everstep_core::Duration::to_std);
         match (limit, end) {
-            (Some(limit), _) if elapsed > limit => {
-                let turn = Turn::Expire(StepTimeout::StartToClose);
-                self.after(micros(limit), Coming::Queued { which, turn });
+            (Some(limit), Some(_)) if elapsed > limit => {
+                self.expire_after(which, task.start_to_close, StepTimeout::StartToClose);
             }
             (_, Some(end)) => {
                 self.after(micros(elapsed), Coming::Queued { which, turn: Turn::End(end, elapsed) })
             }
-            (_, None) => {}
+            (_, None) => {
+                self.queued.heard.insert(which, self.now);
+                self.expire_after(which, task.start_to_close, StepTimeout::StartToClose);
+                self.expire_after(which, task.heartbeat, StepTimeout::Heartbeat);
+            }
         }
         Ok(())
+    }
+
+    fn expire_after(&mut self, which: Which, time: Option<everstep_core::Duration>, timeout: StepTimeout) {
+        if let Some(time) = time {
+            self.after(time.as_micros(), Coming::Queued { which, turn: Turn::Expire(timeout) });
+        }
+    }
+
+    /// Until when the attempt may be silent, if that is not over.
+    fn silent_until(&self, which: Which) -> Result<Option<i64>, Error> {
+        let task = self.run(which.run)?.step_task(which.step).filter(|task| task.attempt == which.attempt);
+        let Some((heard, limit)) = self.queued.heard.get(&which).zip(task.and_then(|task| task.heartbeat))
+        else {
+            return Ok(None);
+        };
+        Ok(Some(super::later(*heard, limit.as_micros())).filter(|at| *at > self.now))
     }
 
     fn lose_queued(&mut self, which: Which, place: &str) {
@@ -166,7 +193,7 @@ impl Engine {
         self.after(lease, Coming::Queued { which, turn: Turn::Lose });
     }
 
-    /// Calls the step's mock, or its code; `None` when somebody else will complete it.
+    /// Calls the step's mock, or its code; `None` when somebody else will complete it, and when it is not heard of again.
     async fn execute_queued(&mut self, which: Which, task: &StepTask) -> (Option<StepEnd>, Duration) {
         let Which { run, step, attempt } = which;
         let info = info((run, 0), step, &task.name, attempt);
@@ -174,6 +201,7 @@ impl Engine {
         let ctx = StepCtx::new(info.clone(), format!("test.{run}.{step}.{attempt}"), before);
         let mock = self.mocks.get(&task.name).cloned();
         let takes = mock.as_ref().map_or(Duration::ZERO, Mock::time);
+        let silent = mock.as_ref().is_some_and(|mock| mock.goes_silent(&info));
         let code = self.queued.steps.get(&task.name).cloned();
         let input = self.input_of(run, task);
         let running = called(ctx.clone(), mock, (self.mocked_only, code), input);
@@ -191,7 +219,7 @@ impl Engine {
             Err(failure) => StepEnd::Failed(failure.clone()),
         };
         self.effects.push(Effect { info, at: date(self.time()), result, recorded: false });
-        (Some(end), elapsed)
+        ((!silent).then_some(end), elapsed)
     }
 
     fn input_of(&self, run: RunId, task: &StepTask) -> Payload {
@@ -212,6 +240,25 @@ impl Engine {
         let elapsed = everstep_core::Duration::ZERO;
         let command = self.command(CommandBody::FinishStep { step, attempt, elapsed, end });
         self.request(run, &command)
+    }
+
+    /// Says that the present attempt of a queued step lives, as whoever has its token does. True when nobody wants it any
+    /// more.
+    pub(in crate::testing) fn beat_queued(
+        &mut self,
+        run: RunId,
+        name: &str,
+        details: Payload,
+    ) -> Result<bool, Error> {
+        let task = self.run(run)?.step_tasks().into_iter().find(|task| task.name == name);
+        let which = task.as_ref().map(|task| Which { run, step: task.step, attempt: task.attempt });
+        let heard = which.and_then(|which| self.queued.heard.get_mut(&which));
+        let (Some(task), Some(heard)) = (task, heard) else {
+            return Err(Rejection::StepNotFound { step: OpId(0) }.into());
+        };
+        *heard = self.now;
+        self.queued.details.insert((run, task.step), details);
+        Ok(task.canceled)
     }
 
     /// A queued step of the run that nobody here can run.

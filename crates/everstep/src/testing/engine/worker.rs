@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use everstep_core::{
-    Actor, Attach, Command, CommandBody, CommandId, CommitCommand, Event, EventBody, OpId, Rejection, RunId,
-    Seq, SessionId, WorkerCommit, WorkerInfo, limits,
+    Actor, Command, CommandBody, CommandId, CommitCommand, Event, EventBody, OpId, Rejection, RunId,
+    RunStatus, Seq, SessionId, WorkerCommit, limits,
 };
 
 use super::attempt::Attempt;
@@ -21,6 +21,7 @@ const PARK_AFTER: u64 = 1_000_000;
 pub(super) struct Held {
     pub(super) epoch: u32,
     pub(super) session: SessionId,
+    pub(super) build_id: String,
     machine: Option<Machine>,
     seen: Seq,
     /// Number of the last commit.
@@ -43,10 +44,11 @@ pub(super) struct Held {
 }
 
 impl Held {
-    fn new(epoch: u32, session: SessionId) -> Self {
+    fn new(epoch: u32, session: SessionId, build_id: String) -> Self {
         Self {
             epoch,
             session,
+            build_id,
             machine: None,
             seen: 0,
             number: 0,
@@ -105,12 +107,13 @@ impl Engine {
 
     /// A worker takes the run and replays it.
     pub(super) fn claim(&mut self, run: RunId) -> Result<(), Error> {
-        if !self.run(run)?.needs_worker() {
+        let state = self.run(run)?;
+        if !state.needs_worker() && state.status() != RunStatus::Blocked {
             return Ok(());
         }
-        let session = self.session_id();
-        let worker = WorkerInfo { identity: IDENTITY.to_owned(), build_id: "test".to_owned() };
-        let mut command = self.command(CommandBody::Attach(Attach::by(session, worker)));
+        let Some((attach, workflow)) = self.suitable(run)? else { return Ok(()) };
+        let (session, build_id) = (attach.session, attach.worker.build_id.clone());
+        let mut command = self.command(CommandBody::Attach(attach));
         command.actor = Actor::System;
         self.request(run, &command)?;
         let Some(slot) = self.runs.get_mut(&run) else { return Ok(()) };
@@ -118,12 +121,11 @@ impl Engine {
             // It is blocked: worker after worker recorded nothing.
             return Ok(());
         }
-        let mut held = Held::new(slot.run.epoch(), session);
+        let mut held = Held::new(slot.run.epoch(), session, build_id);
         let start = slot.run.start();
-        let Some(workflow) = self.workflows.get(&start.workflow_type) else { return Ok(()) };
         let at = slot.history.first().map_or(self.now, |first| first.at.as_micros());
         let at = everstep_core::Timestamp::from_micros(at);
-        held.machine = Some(Machine::new(run, start, at, workflow, Known::of(&slot.history)));
+        held.machine = Some(Machine::new(run, start, at, &workflow, Known::of(&slot.history)));
         let met = replay(&mut held, &slot.history);
         let epoch = held.epoch;
         slot.held = Some(held);
@@ -174,14 +176,14 @@ impl Engine {
 
     /// The workflow cannot go on here: the run is blocked, or given back.
     fn meet(&mut self, run: RunId, epoch: u32, obstacle: Obstacle) {
+        let Some(held) = self.held(run, epoch) else { return };
         let command = match obstacle {
             Obstacle::Blocked(mut blocked) => {
-                "test".clone_into(&mut blocked.build_id);
+                blocked.build_id.clone_from(&held.build_id);
                 CommitCommand::Block(blocked)
             }
             Obstacle::Panicked(reason) => CommitCommand::Release { reason },
         };
-        let Some(held) = self.held(run, epoch) else { return };
         held.given_up = true;
         held.leaving = true;
         self.commit(run, epoch, vec![command]);

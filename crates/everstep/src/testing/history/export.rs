@@ -204,10 +204,15 @@ impl Row<'_> {
             retry: self.typed("retry")?,
             origin: self.typed("origin")?.unwrap_or_default(),
             step_retry: self.typed("step_retry")?,
-            notes: Notes {
-                attributes: self.typed("search_attributes")?.unwrap_or_default(),
-                memo: self.entries("memo").map(|(name, value)| (name.clone(), payload(value))).collect(),
-            },
+            notes: self.notes()?,
+        })
+    }
+
+    /// Attributes and memo of a start.
+    pub(super) fn notes(self) -> Read<Notes> {
+        Ok(Notes {
+            attributes: self.typed("search_attributes")?.unwrap_or_default(),
+            memo: self.entries("memo").map(|(name, value)| (name.clone(), payload(value))).collect(),
         })
     }
 

@@ -62,6 +62,7 @@ impl Row<'_> {
             on_parent_close: ParentClose::parse(policy)
                 .ok_or_else(|| format!("on_parent_close '{policy}' is not known"))?,
             report_start: self.0.get("report_start").and_then(Value::as_bool).unwrap_or_default(),
+            notes: self.notes()?,
         })
     }
 

@@ -262,6 +262,17 @@ async fn a_claim_that_it_never_heard_of_is_returned_and_one_that_it_has_goes_on(
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_end_that_the_server_asks_for_is_said_again() {
+    let mut host = host(|_, n| async move { Ok(n) });
+    host.steps.take(task(1, "c1"));
+    let ended = host.result().await;
+    assert!(matches!(ended.end, Some(End::Completed(_))));
+    host.steps.cancel(&api::StepCancel { claim_id: "c1".into(), ..cancel(1, "UNHEARD") });
+    let Ok(Message::StepResult(again)) = host.said.try_recv() else { panic!("it kept the end to itself") };
+    assert_eq!(again, ended);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_the_grace_gives_up_what_runs_and_says_how_far_it_was() {
     let mut host = host(|step, n| async move {
         step.heartbeat(&n);

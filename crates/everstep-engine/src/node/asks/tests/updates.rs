@@ -72,6 +72,28 @@ fn what_the_code_agrees_to_is_accepted_right_after_what_it_had_seen() {
     assert_eq!(bench.told(8).unwrap().unwrap(), tail + 1);
 }
 
+/// What other code says of the run is no word of its own: the caller would take it for one, and give up.
+#[test]
+fn an_update_waits_for_code_that_fits_the_history() {
+    let asked = || {
+        let (mut bench, run, _, tail) = owned();
+        bench.update(7, 1, run, "u");
+        // The owner lets go of the run, and other code is given the history.
+        bench.say(5, 1, 0, Said::Gone("parked".to_owned()));
+        bench.load(1, tail);
+        bench.say(5, 1, 0, unfit("something else"));
+        bench
+    };
+    let mut bench = asked();
+    assert!(bench.told(7).is_none(), "a worker that has the code may come");
+    bench.out.clear();
+    bench.worker(6, "b2");
+    assert!(bench.out.iter().any(|o| matches!(o, Output::LoadForAsk { .. })), "it has");
+    let mut bench = asked();
+    bench.step(Input::AskOver(ask(1)));
+    assert!(matches!(bench.told(7), Some(Err(Error::NoWorker { .. }))));
+}
+
 #[test]
 fn what_the_code_refuses_is_not_written() {
     let (mut bench, run, _, tail) = owned();

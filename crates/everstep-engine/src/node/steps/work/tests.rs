@@ -77,6 +77,17 @@ fn the_rate_lets_through_what_it_says_and_says_when_to_come_again() {
 }
 
 #[test]
+fn a_rate_next_to_nothing_is_as_good_as_never() {
+    let mut work = work(100, f64::from_bits(1));
+    assert_eq!(work.reserve(&queue("a"), at(0)).0, 1);
+    work.reserved(&queue("a"), 1, 1);
+    assert_eq!(work.reserve(&queue("a"), at(0)), (0, Some(Timestamp::MAX)));
+    // The other end does not overflow either.
+    work.limit(100, f64::MAX, at(1));
+    assert_eq!(work.reserve(&queue("b"), at(10_000)).0, CLAIM_MAX);
+}
+
+#[test]
 fn one_that_comes_back_gets_nothing_before_it_is_known_what_it_holds() {
     let types = vec!["work".to_owned()];
     let offer = StepOffer { types, slots: 5, per_second: 0.0, held: vec![key(1)] };
