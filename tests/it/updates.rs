@@ -397,3 +397,39 @@ async fn any_node_takes_any_update_and_nats_may_die() -> anyhow::Result<()> {
     nats.kill_9()?;
     updates_across(&here, &there).await
 }
+
+/// Two runs: the first is over when it hears so, the second when it is told to stop.
+async fn turns(ctx: Ctx, turn: u32) -> Result<u32, WorkflowError> {
+    let add = move |_: Ctx, n: u32| async move { Ok::<_, WorkflowError>(turn + n) };
+    ctx.on_update("add", |_: &u32| Ok(()), add);
+    if turn > 0 {
+        ctx.signal::<()>("stop").await?;
+        return Ok(turn);
+    }
+    ctx.signal::<()>("over").await?;
+    Err(ctx.continue_as_new(&(turn + 1)))
+}
+
+/// The request has found the first run, and waits for a worker that makes an end of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_a_workflow_follows_it_into_its_next_run() -> anyhow::Result<()> {
+    for store in stores::all().await? {
+        let node = node_on(&store).await?;
+        let worker = || RunningWorker::start(node.worker().park_after(AT_ONCE).register("turns", turns));
+        let first = worker()?;
+        let client = node.client()?;
+        let run = client.workflow::<u32>("turns").workflow_id("t").start(&0).await?;
+        until(&run, is_parked).await?;
+        first.stop().await?;
+        run.signal("over", &()).await?;
+        let updated = tokio::spawn({
+            let latest = client.latest::<u32>("t");
+            async move { latest.update::<u32>("add", &40).await }
+        });
+        let _second = worker()?;
+        assert_eq!(updated.await??, 41);
+        client.latest::<u32>("t").signal("stop", &()).await?;
+        assert_eq!(client.latest::<u32>("t").result().await?, 1);
+    }
+    Ok(())
+}

@@ -46,6 +46,9 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Of an update that finds a run's code at its end: it neither agrees nor refuses.
+    pub const RUN_ENDS: &'static str = "RunEnds";
+
     /// A retryable failure.
     pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
         Self { kind: kind.into(), message: message.into(), ..Self::default() }

@@ -42,6 +42,7 @@ pub(crate) fn encode_hint(hint: &TaskHint) -> (HeaderMap, Bytes) {
         step: hint.kind == HintKind::Step,
         needs: hint.needs.clone(),
         passes: hint.passes,
+        build_id: hint.build_id.clone(),
     };
     let mut headers = HeaderMap::new();
     for (name, value) in [(TRACEPARENT, &hint.trace.traceparent), (TRACESTATE, &hint.trace.tracestate)] {
@@ -62,19 +63,24 @@ pub(crate) fn decode_hint(
     headers: Option<&HeaderMap>,
     payload: &Bytes,
 ) -> Result<TaskHint, Garbage> {
-    let wire::TaskHint { run_id, namespace, task_queue, step, needs, passes } =
+    let wire::TaskHint { run_id, namespace, task_queue, step, needs, passes, build_id } =
         wire::TaskHint::decode(payload.clone()).map_err(Garbage::NotProtobuf)?;
     let hint = TaskHint {
         run_id: RunId::from_uuid(uuid(&run_id, "run_id")?),
         queue: QueueKey { namespace, task_queue },
         kind: if step { HintKind::Step } else { HintKind::Run },
-        // No code has such a name: whoever hears of the hint looks for itself.
-        needs: if needs.len() <= limits::NAME_BYTES_MAX { needs } else { String::new() },
+        // No code has a name that is too long: whoever hears of the hint looks for itself.
+        needs: name(needs),
+        build_id: name(build_id),
         passes,
         trace: trace_of(headers),
     };
     // Who may publish is granted by subject: a message must not reach further than its own.
     if hint.place() == *queue { Ok(hint) } else { Err(Garbage::WrongQueue) }
+}
+
+fn name(name: String) -> String {
+    if name.len() <= limits::NAME_BYTES_MAX { name } else { String::new() }
 }
 
 fn trace_of(headers: Option<&HeaderMap>) -> TraceContext {

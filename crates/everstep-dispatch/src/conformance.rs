@@ -73,8 +73,8 @@ fn fresh_queue() -> HintQueue {
 }
 
 fn hint(queue: &HintQueue) -> TaskHint {
-    let needs = "work".to_owned();
-    TaskHint { needs, passes: 2, ..TaskHint::new(RunId::from_uuid(id()), queue.clone()) }
+    let (needs, build_id) = ("work".to_owned(), "green".to_owned());
+    TaskHint { needs, build_id, passes: 2, ..TaskHint::new(RunId::from_uuid(id()), queue.clone()) }
 }
 
 async fn publish(node: &dyn Dispatch, queue: &HintQueue) -> TaskHint {

@@ -47,6 +47,9 @@ pub struct TaskHint {
     /// What the worker has to have: the workflow type, or the step's name. Empty when that is not known.
     #[serde(default)]
     pub needs: String,
+    /// The build that the run belongs to; empty for any.
+    #[serde(default)]
+    pub build_id: String,
     /// How many nodes have handed it on because none of their workers has that.
     #[serde(default)]
     pub passes: u32,
@@ -58,7 +61,8 @@ pub struct TaskHint {
 impl TaskHint {
     /// A hint of which no more is known than its run and where it waits.
     pub fn new(run_id: RunId, HintQueue { kind, queue }: HintQueue) -> Self {
-        Self { run_id, queue, kind, needs: String::new(), passes: 0, trace: TraceContext::default() }
+        let (needs, build_id) = (String::new(), String::new());
+        Self { run_id, queue, kind, needs, build_id, passes: 0, trace: TraceContext::default() }
     }
 
     /// Where it waits.

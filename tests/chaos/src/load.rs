@@ -301,6 +301,9 @@ impl Client {
         }
         if !self.dice.percent(33) {
             ticket.plan.updates.pop_front();
+        } else if let Some(again) = ticket.plan.updates.front_mut() {
+            // The run has what it waited for.
+            again.awaited = false;
         }
     }
 

@@ -186,8 +186,6 @@ fn refused(op: &Op) -> Option<Step> {
     let phases = match op.code() {
         // It names a run, and another may have followed that.
         _ if op.kind == OpKind::Resolve => return None,
-        // An update that was on its way to a run while that was followed by another: the workflow goes on.
-        "RUN_CLOSED" if op.kind.updates() && op.error.ends_with("(continued)") => return None,
         "RUN_CLOSED" => vec![Phase::Closed],
         "RUN_NOT_FOUND" => vec![Phase::Absent],
         "RUN_ALREADY_EXISTS" => vec![Phase::Running, Phase::Closed],

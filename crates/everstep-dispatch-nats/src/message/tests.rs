@@ -71,11 +71,13 @@ fn notices_share_a_packet() {
 
 #[test]
 fn what_a_hint_needs_goes_along_and_may_be_absent() {
-    let sent = TaskHint { needs: "greet".to_owned(), passes: 3, ..hint("", "") };
+    let (needs, build_id) = ("greet".to_owned(), "green".to_owned());
+    let sent = TaskHint { needs, build_id, passes: 3, ..hint("", "") };
     assert_eq!(round_trip(&sent), sent);
-    // As nodes sent it that knew nothing of it; those skip the two fields as any that they do not know.
+    // As nodes sent it that knew nothing of it; those skip these fields as any that they do not know.
     let old = wire::TaskHint {
         needs: String::new(),
+        build_id: String::new(),
         passes: 0,
         ..wire::TaskHint::decode(encode_hint(&sent).1).unwrap()
     };

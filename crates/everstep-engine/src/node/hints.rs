@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use everstep_core::{QueueKey, RunId, TraceContext};
+use everstep_core::{QueueKey, RunId, TaskRow, TraceContext};
 use everstep_dispatch::{Delivery, HintKind, HintQueue, TaskHint};
 
 use super::sessions::Session;
@@ -15,6 +15,12 @@ use super::{Node, Output};
 /// Nodes that may hand a hint on, one after the other, because none of their workers has what it asks for. Then the
 /// sweep finds what it was about, as it finds whatever is lost.
 const PASSES_MAX: u32 = 16;
+
+/// A hint that a run waits.
+pub(in crate::node) fn run_hint(run_id: RunId, task: TaskRow) -> TaskHint {
+    let TaskRow { queue, workflow_type, build_id } = task;
+    TaskHint { needs: workflow_type, build_id, ..TaskHint::new(run_id, HintQueue::runs(queue)) }
+}
 
 /// Queues that workers here serve.
 #[derive(Debug, Default)]
@@ -122,9 +128,17 @@ impl Node {
     /// Whether no worker here has what the hint asks for, and one elsewhere may. A node that is alone would only hear
     /// of it again.
     fn is_for_others(&self, hint: &TaskHint) -> bool {
-        let has = |session: &Session| session.has(hint.kind, &hint.needs);
-        let mut here = self.sessions.values().filter(|session| session.queues.contains(&hint.queue));
-        self.config.hints_shared && !hint.needs.is_empty() && !here.any(has)
+        let TaskHint { needs, build_id, queue, .. } = hint;
+        if !self.config.hints_shared || (needs.is_empty() && build_id.is_empty()) {
+            return false;
+        }
+        match hint.kind {
+            HintKind::Run => {
+                let (queue, workflow_type) = (queue.clone(), needs.clone());
+                !self.is_served_here(&TaskRow { queue, workflow_type, build_id: build_id.clone() })
+            }
+            HintKind::Step => !self.sessions.values().any(|s| s.queues.contains(queue) && s.has_step(needs)),
+        }
     }
 
     fn pass_on(&mut self, hint: TaskHint) {
@@ -168,14 +182,8 @@ impl Session {
         kind && self.queues.contains(&place.queue)
     }
 
-    /// Whether its worker has a workflow type, or the step of a name, and takes such things at all.
-    fn has(&self, kind: HintKind, name: &str) -> bool {
-        match kind {
-            HintKind::Run => {
-                let any = self.workflow_types.is_empty();
-                self.takes_runs() && (any || self.workflow_types.contains(name))
-            }
-            HintKind::Step => self.steps.as_ref().is_some_and(|work| work.takes(name)),
-        }
+    /// Whether its worker has the step of a name, and takes such things at all.
+    fn has_step(&self, name: &str) -> bool {
+        self.steps.as_ref().is_some_and(|work| work.takes(name))
     }
 }

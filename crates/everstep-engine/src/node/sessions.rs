@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use everstep_core::{QueueKey, RunId, Seq, SessionId, TaskRow, Timestamp, WorkerInfo};
-use everstep_dispatch::{HintQueue, Notice, TaskHint};
+use everstep_dispatch::Notice;
 use everstep_store::{self as store, AskWant, SessionRow};
 
 use super::builds::{Code, serves};
+use super::hints::run_hint;
 use super::slot::Job;
 use super::steps::Work;
 use super::{Node, Output};
@@ -356,8 +357,7 @@ impl Node {
                 self.status.healed += 1;
                 self.add_job(run_id, Job::offer());
             } else if self.config.hints_shared {
-                let (place, needs) = (HintQueue::runs(task.queue), task.workflow_type);
-                self.out.push(Output::Publish(TaskHint { needs, ..TaskHint::new(run_id, place) }));
+                self.out.push(Output::Publish(run_hint(run_id, task)));
             }
         }
     }

@@ -8,11 +8,12 @@ use everstep_core::{
     Actor, Command, CommandBody, CommandId, Epoch, Event, Rejection, Run, RunId, Seq, SessionId, Successor,
     TimerKey, WorkerCommit, WriteBasis, decide,
 };
-use everstep_dispatch::{HintQueue, TaskHint};
+use everstep_dispatch::TaskHint;
 use everstep_fault::{Bug, planted};
 use everstep_store::{self as store, Append};
 
 use super::deliveries::Heard;
+use super::hints::run_hint;
 use super::steps::{StepJob, looks_first};
 use super::successors::Succession;
 use super::{Node, Output};
@@ -341,9 +342,7 @@ impl Node {
         let there = run.needs_worker() && self.is_served_here(&run.task());
         if there && (self.config.hints_shared || !self.config.shared) {
             let trace = run.start().trace.of_run(run.id());
-            let needs = run.start().workflow_type.clone();
-            let place = HintQueue::runs(run.queue());
-            self.out.push(Output::Publish(TaskHint { needs, trace, ..TaskHint::new(run.id(), place) }));
+            self.out.push(Output::Publish(TaskHint { trace, ..run_hint(run.id(), run.task()) }));
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use everstep_core::{AskId, Command, CommandBody, Duration, Rejection, RunId, Timestamp};
+use everstep_core::{AskId, Command, CommandBody, Duration, Failure, Rejection, RunId, Timestamp};
 use everstep_store::AskKind;
 
 use super::asks::Asker;
@@ -20,6 +20,8 @@ const TRIES_MAX: u32 = 8;
 const TRIES_FREE: u32 = 2;
 /// How long a run is held still for one update, in all.
 const HOLD_MAX: Duration = Duration::from_secs(1);
+/// What a run whose code has come to its end is given to say so.
+const END_WAIT: Duration = Duration::from_millis(20);
 
 /// Updates that are not accepted yet, by request.
 pub(super) type Updates = BTreeMap<u64, Pending>;
@@ -35,6 +37,8 @@ pub(super) struct Pending {
     tries: u32,
     /// Until when the run may be held still for it; `None` before it was.
     hold: Option<Timestamp>,
+    /// The code has come to its end, and the log is looked at next.
+    ends: bool,
 }
 
 impl Node {
@@ -50,7 +54,8 @@ impl Node {
             return self.out.push(Output::Done { request, result: Err(Error::Stopping) });
         }
         let until = self.now.after(wait);
-        let pending = Pending { run, ask, command: command.clone(), until, tries: 0, hold: None };
+        let pending =
+            Pending { run, ask, command: command.clone(), until, tries: 0, hold: None, ends: false };
         self.updates.insert(request, pending);
         // It says that nothing was seen, so it is refused unless the update is known already.
         self.add_job(run, Job::of_client(request, command));
@@ -134,6 +139,16 @@ impl Node {
                 // What was held back came later than the question.
                 if held { inbox.push_front(job) } else { inbox.push_back(job) }
             }
+            // The code has come to its end, and that is on its way to the log: it says what there is to say, and which
+            // run follows.
+            Err(Error::QueryFailed { kind, .. }) if kind == Failure::RUN_ENDS => {
+                let wait = END_WAIT;
+                self.out.push(Output::HoldFor { run, request, wait });
+                if let Some(pending) = self.updates.get_mut(&request) {
+                    pending.tries = 0;
+                    pending.ends = true;
+                }
+            }
             Err(error) => {
                 let error = match error {
                     Error::QueryFailed { kind, message } => Error::UpdateRejected { kind, message },
@@ -145,8 +160,14 @@ impl Node {
         self.work(run);
     }
 
-    /// A run was held still for long enough.
+    /// A run was held still for long enough, or has had the time to end.
     pub(super) fn hold_over(&mut self, run: RunId, request: u64) {
+        if let Some(pending) = self.updates.get_mut(&request)
+            && std::mem::take(&mut pending.ends)
+        {
+            let command = pending.command.clone();
+            return self.add_job(run, Job::of_client(request, command));
+        }
         if self.slots.get_mut(&run).is_some_and(|slot| slot.held.take_if(|r| *r == request).is_some()) {
             self.work(run);
         }

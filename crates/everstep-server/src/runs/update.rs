@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use everstep_core::{RunId, Seq, UpdateOutcome};
+use everstep_core::{Rejection, RunId, Seq, UpdateOutcome};
 use everstep_engine::{Error, Update};
 use everstep_proto::api::{self, update_run_response::Outcome};
 use everstep_proto::wire::{encode_failure, encode_payload};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::request::RunCall;
-use super::{RunApi, answer_in_time};
+use super::{RunApi, SUCCESSORS_MAX, answer_in_time};
 use crate::check::Check;
 use crate::{reason, status};
 
@@ -71,12 +71,25 @@ pub(super) async fn update(
     check_wait(&mut check, wait);
     let wanted = Wanted::read(&mut check, wait_for, wait, deadline);
     check.finish()?;
-    let run_id = runs.find(&call.run).await?;
-    let command_id = call.command_id(run_id);
-    let update =
-        Update { update_id: call.request_id.clone(), name, input, command_id, identity: call.identity };
-    let accepted = accept(runs, run_id, update, wanted).await.map_err(|e| status::of_engine(&e))?;
-    answered(runs, (run_id, call.request_id), accepted, wanted).await
+    let mut run_id = runs.find(&call.run).await?;
+    for _ in 0..SUCCESSORS_MAX {
+        let (command_id, identity) = (call.command_id(run_id), call.identity.clone());
+        let (update_id, name, input) = (call.request_id.clone(), name.clone(), input.clone());
+        let update = Update { update_id, name, input, command_id, identity };
+        match accept(runs, run_id, update, wanted).await {
+            // As with a signal: whoever names the workflow id means the run that it has gone on in.
+            Err(Error::Rejected(Rejection::RunClosed { successor: Some(next), .. }))
+                if call.run.run_id.is_none() =>
+            {
+                run_id = next;
+            }
+            accepted => {
+                let accepted = accepted.map_err(|e| status::of_engine(&e))?;
+                return answered(runs, (run_id, call.request_id), accepted, wanted).await;
+            }
+        }
+    }
+    Err(status::of_engine(&Error::Contention { attempts: SUCCESSORS_MAX }))
 }
 
 /// Has the run's code agree.

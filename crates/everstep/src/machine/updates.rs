@@ -148,7 +148,7 @@ impl Machine {
     /// A failure of kind `UnknownUpdate` that names those that there are, or `RunEnds`.
     pub(crate) fn validator(&self, name: &str) -> Result<QueryFn, Failure> {
         if self.future.is_none() {
-            return Err(Failure::new("RunEnds", "the run's code has returned"));
+            return Err(Failure::new(Failure::RUN_ENDS, "the run's code has returned"));
         }
         let state = self.shared.lock();
         if let Some(handler) = state.update_handlers.0.get(name) {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use everstep_core::{Epoch, Event, Rejection, Run, RunId, WorkerCommit, Write};
-use everstep_dispatch::{HintQueue, Notice, TaskHint};
+use everstep_dispatch::{Notice, TaskHint};
 
 use super::give_back::evicts;
 use super::{Job, Told};
 use crate::WorkerOut;
 use crate::node::deliveries::Heard;
+use crate::node::hints::run_hint;
 use crate::node::{Node, Output};
 
 /// Room for so many runs is kept.
@@ -47,8 +48,7 @@ impl Node {
                     if self.config.hints_shared || !self.config.shared || self.link_for(task).is_some() =>
                 {
                     let trace = run.start().trace.of_run(run_id);
-                    let (place, needs) = (HintQueue::runs(task.queue.clone()), task.workflow_type.clone());
-                    self.out.push(Output::Publish(TaskHint { needs, trace, ..TaskHint::new(run_id, place) }));
+                    self.out.push(Output::Publish(TaskHint { trace, ..run_hint(run_id, task.clone()) }));
                 }
                 Write::TimerSet(timer) => self.out.push(Output::TimersAt(timer.fire_at)),
                 _ => {}

@@ -60,6 +60,10 @@ fn a_hint_that_no_worker_here_can_follow_goes_on_at_once() {
     let foreign = bench.hinted(runs.clone(), vec![needs(&runs, "other", 0)]);
     assert_eq!(foreign, ["ack 1", "publish other 1", "pull Run 1"]);
     assert_eq!(bench.hinted(runs.clone(), vec![needs(&runs, "flow", 3)]), ["load", "pull Run 1"]);
+    let pinned = |build_id: &str| TaskHint { build_id: build_id.to_owned(), ..needs(&runs, "flow", 0) };
+    let foreign = bench.hinted(runs.clone(), vec![pinned("c")]);
+    assert_eq!(foreign, ["ack 1", "publish flow 1", "pull Run 1"], "it belongs to another build");
+    assert_eq!(bench.hinted(runs.clone(), vec![pinned("b")]), ["pull Run 1"], "its run is being read");
     let of_both = vec![needs(&steps, "other", 2), needs(&steps, "work", 0), needs(&steps, "other", 0)];
     // The claim that its coming made is under way, and has all its room.
     let mixed = bench.hinted(steps.clone(), of_both);
