@@ -106,7 +106,7 @@ reasons! {
         "This node is shutting down; nothing was written.",
         "Send the same request again, to another node or in a moment.";
     NO_WORKER, Unavailable,
-        "No worker that has the run's code, or none of the build to check, was connected in time.",
+        "No worker that has the run's code, or none of the build to check, was connected in time. For an update, code that does not fit the run's history counts as none.",
         "Start a worker for the queue and workflow type, or of the build, that the message names; then ask again.";
     OUTCOME_UNKNOWN, Unavailable,
         "The database went away while the commit was on its way: the request may or may not have been carried out.",
