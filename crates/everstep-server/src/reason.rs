@@ -178,7 +178,7 @@ reasons! {
         "The run has accepted no update of this id.",
         "Send the update, or correct its id.";
     UPDATE_REJECTED, FailedPrecondition,
-        "The run's code does not agree to the update: there is no handler of that name, its check refuses, or the code does not fit the history. Nothing was written.",
+        "The run's code does not agree to the update: there is no handler of that name, or its check refuses. Nothing was written.",
         "Read the message; correct the update, or send it when the run agrees.";
     WRONG_BUILD, FailedPrecondition,
         "The run belongs to another build, which the worker's build does not continue.",
